@@ -329,10 +329,15 @@ class PlanRequest:
     per_cluster: Annotated[int | None, "cap, flat: at most this number of samples of each cluster."] = None
     clustering: Annotated[str | None, "Name of the clustering, or grouping.  [default: main]"] = None
     without: Without = ()
-    alpha: Annotated[float | None, "dynamics, density, soft-cap: the exponent.  [default: 0.2]"] = None
+    alpha: Annotated[
+        float | None,
+        "dynamics, density, soft-cap: the exponent. scs: each copy of a sample lowers its logit by it.  [default: 0.2; scs: 0.15]",
+    ] = None
     alpha_end: Annotated[float | None, "dynamics: alpha after `anneal_epochs`; linear until then."] = None
     anneal_epochs: Annotated[int | None, "See `alpha_end`."] = None
-    temperature: Annotated[float | None, "dbp: of the softmax over complexity.  [default: 0.1]"] = None
+    temperature: Annotated[
+        float | None, "Of the softmax: dbp, over complexity; scs, hcs, over the score.  [default: 0.1; scs, hcs: 1]"
+    ] = None
     neighbours: Annotated[int | None, "dbp: nearest other centroids that d_inter is taken over.  [default: 20]"] = None
     threshold: Annotated[
         float | None, "soft-cap: quota in proportion to size up to this size.  [default: mean size of the clusters]"
@@ -352,7 +357,14 @@ class PlanRequest:
     min_per_cluster: Annotated[int | None, "Least quota of a cluster.  [default: 1 for dbp, else 0]"] = None
     class_balance: Annotated[float | None, "Raises that to this share of budget / clusters (ssp, dbp)."] = None
     pick: Annotated[str | None, "Members first: random, hardest, easiest, highest, lowest (score)."] = None
-    score: Annotated[str | ScoreRequest | None, "Score of the picks highest and lowest.  [default: clip-score]"] = None
+    score: Annotated[
+        str | ScoreRequest | None,
+        "Score of scs, hcs, and of the picks highest and lowest.  [default of picks: clip-score]",
+    ] = None
+    score_file: Annotated[
+        Path | None, ".parquet, .tsv or .csv file with the column `score`, and uid, key or image_path."
+    ] = None
+    logits: Annotated[bool, "scs, hcs: use the score as it is, a logit; it is standardised by default."] = False
     dynamic: Annotated[bool | None, "Draw again in each epoch, or once.", "--dynamic/--static"] = None
     draw: Annotated[str | None, "stream (exact counts) or bernoulli.  [default: stream]"] = None
     seed: Annotated[int, "Decides the draw."] = 0

@@ -48,7 +48,7 @@ OPTIONS = {
     "plan": {
         "Quotas of groups": "per-cluster alpha alpha-end anneal-epochs temperature neighbours threshold class-balance min-per-cluster"
         " max-repeats above-one",
-        "Choice of samples": "pick score dynamic draw seed",
+        "Choice of samples": "pick score score-file logits dynamic draw seed",
         "Method rates": "rates rate-column missing-rate max-rejected",
         "Method text-balance": "entries per-entry ignore-case plurals",
         "Methods between and within": "of",

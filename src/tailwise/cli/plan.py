@@ -45,7 +45,8 @@ def plan(
     Methods that draw again each epoch: **dynamics** (DynamiCS, ECCV 2026), **dbp-dynamic**, **soft-cap**, **flat**, **proportional**,
     **random**.
     Methods that pick once: **dbp** (Density-Based Pruning, ICLR 2024) and **ssp**, hardest samples first; **cap**, at most N of
-    each cluster; **top-score**, highest score first. **rates**: a file of rates made
+    each cluster; **top-score**, highest score first. **scs**, **hcs**: copies in
+    proportion to e^score, with a soft or a hard cap. **rates**: a file of rates made
     elsewhere. **text-balance**: a list of words that captions are balanced over (MetaCLIP). **between**, **within**: another plan
     taken apart, its rates averaged over each group, or rescaled so that all groups have the same mean rate.
 
@@ -55,6 +56,7 @@ def plan(
       tailwise plan my-catalog as-published --method dynamics --keep 0.5 --above-one truncate
       tailwise plan my-catalog annealed --method dynamics --keep 0.5 --alpha 0 --alpha-end 1 --anneal-epochs 6
       tailwise plan my-catalog best --method top-score --score clip-score --keep 0.3
+      tailwise plan my-catalog capped --method scs --score quality --score-file scores.parquet --logits --keep 1.0
       tailwise plan my-catalog theirs --method rates --rates sampling_probabilities.json
       tailwise plan my-catalog balanced --method text-balance --entries entries.txt --per-entry 20000
       tailwise plan my-catalog by-concept --method between --of epochs --clustering concepts

@@ -71,6 +71,7 @@ _SETTINGS: Mapping[str, Callable[[Any], str]] = {
     "draw": lambda draw: {"stream": "exact counts", "bernoulli": "each sample drawn by chance"}.get(draw, ""),
     "max_repeats": lambda most: f"a sample at most {'once' if most == 1 else f'{most} times'} in an epoch",
     "above_one": lambda _: "quotas above one copy are cut, not given to other clusters",
+    "logits": lambda logits: "the score is a logit" if logits else "the score is standardised",
     "pick": lambda first: f"{'members picked at random' if first == 'random' else f'{first} members first'}",
     "score": lambda score: f"score {' '.join(map(str, score.values()))}",
     "min_per_cluster": lambda least: f"at least {least:,} of each cluster" * (least > 0),
@@ -146,11 +147,12 @@ def _print_bins(explanation: Explanation) -> None:
          f"{item.drawn / drawn:.1%}", f"{item.rate:.3f}")
         for item in explanation.bins
     ]  # fmt: skip
-    names = ("clusters", "number", "sizes", "of the drawable", "of an epoch", "draws per sample")
-    print_table("clusters by size, and what an epoch draws of them", names, rows)
+    groups, by = ("groups", "rate") if explanation.config.get("rate_groups") else ("clusters", "size")
+    names = (groups, "number", "sizes", "of the drawable", "of an epoch", "draws per sample")
+    print_table(f"{groups} by {by}, and what an epoch draws of them", names, rows)
     capped, share = explanation.capped_clusters, explanation.capped_share
     if capped:
-        say(f"{capped:,} clusters are at their maximum; they use {share:.1%} of the draw")
+        say(f"{capped:,} {groups} are at their maximum; they use {share:.1%} of the draw")
 
 
 def print_json(value: object) -> None:

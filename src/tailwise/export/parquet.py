@@ -39,7 +39,8 @@ def write_parquet(plan: Plan, epoch: int, path: Path, context: Context) -> int:
 def _table(epoch: DrawnEpoch, part: Part) -> pa.Table:
     plan, drawn = epoch.plan, epoch.part(part, ["shard", "key", "uid"])
     shards = drawn.samples.column("shard")
-    clusters = pa.nulls(len(drawn.rows), pa.int32()) if plan.by_rate else pa.array(plan.groups[drawn.rows], pa.int32())
+    groups = plan.groups[drawn.rows] if plan.has_clusters else None
+    clusters = pa.nulls(len(drawn.rows), pa.int32()) if groups is None else pa.array(groups, pa.int32())
     return pa.table(
         {
             "shard": plan.catalog.shards(plan.snapshot).column("path").take(shards),

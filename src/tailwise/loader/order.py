@@ -98,7 +98,7 @@ class Order:
 
     def __init__(self, plan: Plan, options: OrderOptions, *, keep: bool = True) -> None:
         options.check()
-        if options.compose != "shuffle" and plan.by_rate:
+        if options.compose != "shuffle" and not plan.has_clusters:
             raise UserError(
                 f"plan {plan.name!r} carries rates, not clusters: it can't be composed by {options.compose!r}"
             )

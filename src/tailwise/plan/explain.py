@@ -14,6 +14,7 @@ from tailwise.plan.plan import Plan
 from tailwise.plan.quotas import UNIT_BITS, UNITS
 
 BIN_NAMES = ("head", "upper", "middle", "lower", "tail")
+RATE_NAMES = ("highest", "high", "middle", "low", "lowest")
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,11 @@ class EpochFigures:
 
 @dataclass(frozen=True)
 class Bin:
-    """Clusters of similar size.
+    """Clusters of similar size; in a plan of groups of about equal rates, groups of similar rates.
 
     Attributes:
-        name: from "head" (the largest fifth of the clusters) to "tail".
-        clusters: number of clusters.
+        name: from "head" (the largest fifth of the clusters) to "tail"; or from "highest" (a fifth of the samples) to "lowest".
+        clusters: number of clusters or groups.
         largest: size of the largest.
         smallest: size of the smallest.
         samples: number of members.
@@ -71,7 +72,7 @@ class Explanation:
         asked: budget that was asked for, in samples; None for a plan of given rates. Plans with `above_one` "truncate" draw less.
         exact: True if the epochs' figures are exact; else they are expected values.
         epochs: one entry per epoch asked for.
-        bins: figures by cluster size; empty for a plan by rate.
+        bins: figures by cluster size, or by rate; empty for a plan with a rate per row.
         capped_clusters: number of clusters whose quota is their maximum.
         capped_share: share of the budget that these clusters take.
     """
@@ -163,15 +164,25 @@ def _rate_epochs(plan: Plan, epochs: int) -> list[EpochFigures]:
 
 
 def _bins(plan: Plan) -> list[Bin]:
-    order = np.argsort(-plan.sizes, kind="stable")
+    order = np.argsort(-plan.sizes if plan.has_clusters else -plan.cluster_rates(), kind="stable")
     order = order[plan.sizes[order] > 0]
-    names = BIN_NAMES if len(order) >= len(BIN_NAMES) else ("all",)
+    names = ("all",) if len(order) < len(BIN_NAMES) else BIN_NAMES if plan.has_clusters else RATE_NAMES
     bins = []
-    for name, members in zip(names, np.array_split(order, len(names)), strict=True):
+    for name, members in zip(names, _fifths(plan, order, len(names)), strict=True):
+        if not len(members):  # one group may hold several fifths of the samples
+            continue
         samples, drawn = int(plan.sizes[members].sum()), float(plan.quotas[members].sum() / UNITS)
         sizes = plan.sizes[members]
         bins.append(Bin(name, len(members), int(sizes.max()), int(sizes.min()), samples, drawn, drawn / samples))
     return bins
+
+
+def _fifths(plan: Plan, order: npt.NDArray[np.int64], count: int) -> list[npt.NDArray[np.int64]]:
+    """Split clusters into runs of equal number; or groups of equal rates into runs of about equally many samples."""
+    if plan.has_clusters:
+        return np.array_split(order, count)
+    before = np.cumsum(plan.sizes[order]) - plan.sizes[order]
+    return np.split(order, np.searchsorted(before, plan.sizes.sum() * np.arange(1, count) / count))
 
 
 def _capped(plan: Plan) -> tuple[int, float]:

@@ -121,6 +121,11 @@ class Plan(FinishedArtifact):
         """True if the plan has one rate per row instead of clusters and quotas."""
         return layout.plain_file(layout.RATE, 0) in self.manifest["files"]
 
+    @property
+    def has_clusters(self) -> bool:
+        """True if groups are clusters, or the pool as one; False with a rate per row, and for groups of about equal rates."""
+        return not (self.by_rate or self.config.get("rate_groups"))
+
     @cached_property
     def rates(self) -> RowColumn:
         """Expected copies of each row per epoch, float32 [N]; only in a plan by rate."""

@@ -101,6 +101,7 @@ class Grouping:
         inputs: names and hashes of all it is made from.
         sizes: int64 [K], members of each group.
         statistics: of the non-empty groups.
+        rows: address of the rows, for tasks.
     """
 
     def __init__(
@@ -141,7 +142,7 @@ class Grouping:
             self.inputs |= score_inputs(catalog, self.snapshot, score)
             column = make_score(catalog, self.snapshot, score, context)
         inputs = tuple(self.inputs.items())
-        self._rows = Rows(catalog.folder, self.snapshot.number, tuple(without), inputs, clusters, column)
+        self.rows = Rows(catalog.folder, self.snapshot.number, tuple(without), inputs, clusters, column)
         self.sizes, self.statistics = (
             self._count_pool() if self._clustering is None else self._count_clusters(self._clustering)
         )
@@ -166,7 +167,7 @@ class Grouping:
     def left_out(self) -> LeftOut:
         """Count the samples that are in no group, by cause."""
         survivors, worker = Survivors(self._catalog, self._lists, self.snapshot), Worker()
-        return count_left_out(survivors, self.parts, lambda part: self._rows.groups(part, worker) >= 0)
+        return count_left_out(survivors, self.parts, lambda part: self.rows.groups(part, worker) >= 0)
 
     def write(self, groups: PartColumn, ranks: PartColumn, pick: str) -> None:
         """Write group, int32, and rank, uint32 or uint64 (see `rank_dtype`), of every row.
@@ -175,7 +176,7 @@ class Grouping:
             UserError: the pick needs centroids, and the grouping has none.
         """
         values = self._values(pick)
-        self._context.run(_WriteGroups(self._rows, groups), self.parts, "groups of rows", KERNEL)
+        self._context.run(_WriteGroups(self.rows, groups), self.parts, "groups of rows", KERNEL)
         if values is None:
             write_appearance_ranks(groups, ranks, len(self.sizes), self.parts, self._context)
         else:
@@ -185,8 +186,8 @@ class Grouping:
         """Return the values that order the members by a ranked pick: float32; None for a random one."""
         if PICKS[pick].by is None:
             return None
-        if PICKS[pick].by == "score" and self._rows.score is not None:
-            return self._rows.score
+        if PICKS[pick].by == "score" and self.rows.score is not None:
+            return self.rows.score
         if self._clustering is None or not self._clustering.has_centroids:
             raise UserError(
                 f"`pick` {pick} needs a clustering with centroids: make one with `tailwise cluster`, or use random or highest"
@@ -196,7 +197,7 @@ class Grouping:
     def _count(self, groups: int) -> npt.NDArray[np.int64]:
         if not self.parts:
             return np.zeros((2, groups), np.int64)
-        return self._context.executor.reduce(_Count(self._rows, groups), self.parts, np.add, KERNEL)
+        return self._context.executor.reduce(_Count(self.rows, groups), self.parts, np.add, KERNEL)
 
     def _count_pool(self) -> tuple[npt.NDArray[np.int64], Clusters]:
         sizes = self._count(1)[0]
@@ -209,7 +210,7 @@ class Grouping:
         sizes: npt.NDArray[np.int64] = table.column("size").to_numpy()
         d_intra, d_inter = (table.column(name).to_numpy() for name in ("d_intra", "d_inter"))
         before = sizes > 0
-        if not self._survivors.all or self._rows.score is not None:
+        if not self._survivors.all or self.rows.score is not None:
             sizes, sums = self._count(len(sizes))
             d_intra = np.full(len(sizes), np.nan)
             if clustering.has_centroids:

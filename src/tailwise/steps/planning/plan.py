@@ -14,6 +14,7 @@ from tailwise.plan.plan import Plan
 from tailwise.requests import PlanRequest, refuse_given, refuse_idle
 from tailwise.steps.planning.apart import make_between_plan, make_within_plan
 from tailwise.steps.planning.balance import make_balanced_plan
+from tailwise.steps.planning.capped import make_capped_plan
 from tailwise.steps.planning.rates import make_rate_plan
 from tailwise.steps.planning.weighted import make_weighted_plan
 from tailwise.text import did_you_mean
@@ -28,11 +29,14 @@ class OtherMethod:
     shared: tuple[str, ...] = ()  # other fields that it uses
 
 
+_CAPPED = ("score", "score_file", "temperature", "keep", "budget", "without", "draw")
 OTHER_METHODS = {
     "rates": OtherMethod(make_rate_plan, ("rates", "rate_column", "missing_rate", "max_rejected"), ("above_one",)),
     "text-balance": OtherMethod(
         make_balanced_plan, ("entries", "per_entry", "ignore_case", "plurals"), ("keep", "budget", "without")
     ),
+    "scs": OtherMethod(make_capped_plan, ("logits",), (*_CAPPED, "alpha")),
+    "hcs": OtherMethod(make_capped_plan, ("logits",), (*_CAPPED, "max_repeats")),
     "between": OtherMethod(make_between_plan, ("of",), ("clustering", "draw")),
     "within": OtherMethod(make_within_plan, ("of",), ("clustering",)),
 }

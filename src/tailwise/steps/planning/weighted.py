@@ -23,7 +23,7 @@ from tailwise.plan.methods import PICKS, Method, find_method, method_options, we
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.plan.quotas import MAX_BUDGET, UNIT_BITS, fill_by_scale, fill_by_shift, round_to_sum
 from tailwise.plan.weights import Clusters
-from tailwise.requests import PlanRequest, ScoreRequest
+from tailwise.requests import PlanRequest, ScoreRequest, refuse_given
 from tailwise.steps.planning.grouping import Grouping
 from tailwise.steps.scoring.scores import score_config
 from tailwise.text import did_you_mean
@@ -42,19 +42,19 @@ def make_weighted_plan(catalog: Catalog, name: str, request: PlanRequest, contex
     clustering = request.clustering or "main"
     pick = request.pick or method.pick
     dynamic = _dynamic(request, method, pick)
-    score = _score(request, pick)
+    score = _score_of_pick(request, pick)
     draw = draw_of(request, pick)
     final = _final_options(request, options, dynamic)
     _check_bounds(request, method)
     clusters = clustering if method.grouping == "clusters" else None
     grouping = Grouping(catalog, clusters, context, without=request.without, score=score)
-    budget = _budget(request, method, grouping)
+    budget = budget_of(request, grouping, request.max_repeats, per_cluster=method.per_cluster)
     config: dict[str, Any] = {
         "method": request.method,
         "options": options,
         "clustering": clusters,
         "snapshot": grouping.snapshot.number,
-        "asked": {name: value for name in _AMOUNTS if (value := getattr(request, name)) is not None},
+        "asked": asked_amounts(request),
         "max_repeats": request.max_repeats,
         "min_per_cluster": method.min_per_cluster if request.min_per_cluster is None else request.min_per_cluster,
         "class_balance": request.class_balance or 0.0,
@@ -117,13 +117,26 @@ def draw_of(request: PlanRequest, pick: str) -> str:
     return "ranked"
 
 
-def _score(request: PlanRequest, pick: str) -> ScoreRequest | None:
-    score = ScoreRequest(request.score) if isinstance(request.score, str) else request.score
+def score_of(request: PlanRequest) -> ScoreRequest:
+    """Return the score that a plan goes by, clip-score by default."""
+    score = request.score if isinstance(request.score, ScoreRequest) else ScoreRequest(request.score or "clip-score")
+    file = {} if request.score_file is None else {"file": str(request.score_file)}
+    return ScoreRequest(score.name, {**score.options, **file})
+
+
+def _score_of_pick(request: PlanRequest, pick: str) -> ScoreRequest | None:
     if PICKS[pick].by == "score":
-        return score or ScoreRequest("clip-score")
-    if score is not None:
-        raise UserError(f"`score` {score.name} does nothing with `pick` {pick}: use `pick` highest or lowest")
+        return score_of(request)
+    if request.score is not None:
+        name = score_of(request).name
+        raise UserError(f"`score` {name} does nothing with `pick` {pick}: use `pick` highest or lowest")
+    refuse_given(request, {"score_file"}, f"with `pick` {pick}: use `pick` highest or lowest")
     return None
+
+
+def asked_amounts(request: PlanRequest) -> dict[str, float]:
+    """Return the budget as the user gave it."""
+    return {name: value for name in _AMOUNTS if (value := getattr(request, name)) is not None}
 
 
 def _given_options(request: PlanRequest) -> dict[str, float | None]:
@@ -160,9 +173,14 @@ def truncates(request: PlanRequest) -> bool:
     return request.above_one == "truncate"
 
 
-def _check_bounds(request: PlanRequest, method: Method) -> None:
+def check_max_repeats(request: PlanRequest) -> None:
+    """Raise a UserError if `max_repeats` is out of bounds."""
     if not 1 <= request.max_repeats <= MAX_REPEATS:
         raise UserError(f"`max_repeats` {request.max_repeats}: must lie between 1 and {MAX_REPEATS}")
+
+
+def _check_bounds(request: PlanRequest, method: Method) -> None:
+    check_max_repeats(request)
     if truncates(request) and (method.fill == "shift" or request.per_cluster is not None):
         why = (
             "`per_cluster` is a bound itself" if request.per_cluster is not None else "its paper solves for the budget"
@@ -185,26 +203,35 @@ def _check_bounds(request: PlanRequest, method: Method) -> None:
         )
 
 
-def _budget(request: PlanRequest, method: Method, grouping: Grouping) -> int:
+def budget_of(request: PlanRequest, grouping: Grouping, repeats: int, *, per_cluster: bool = False) -> int:
+    """Return the budget of a plan in samples.
+
+    Args:
+        request: of the plan.
+        grouping: of its rows.
+        repeats: greatest number of copies of a sample in an epoch.
+        per_cluster: True if the budget may be given as a maximum per cluster.
+
+    Raises:
+        UserError: no budget is given, several are, or it is out of bounds.
+    """
     eligible = grouping.eligible
-    most = min(request.max_repeats * eligible, MAX_BUDGET - 1)
+    most = min(repeats * eligible, MAX_BUDGET - 1)
     given = [request.keep, request.budget, request.per_cluster]
     if given.count(None) != len(given) - 1:
         choice = "either `keep` SHARE (0.277, say) or `budget` SAMPLES"
-        raise UserError(f"give {choice}" + ", or `per_cluster` SAMPLES" * method.per_cluster)
+        raise UserError(f"give {choice}" + ", or `per_cluster` SAMPLES" * per_cluster)
     if request.per_cluster is not None:
-        if not method.per_cluster:
+        if not per_cluster:
             raise UserError(f"`per_cluster` does nothing with method {request.method!r}: use cap or flat")
         if request.per_cluster < 1:
             raise UserError(f"`per_cluster` {request.per_cluster}: must be at least 1")
-        budget = int(np.minimum(grouping.sizes * request.max_repeats, request.per_cluster).sum())
+        budget = int(np.minimum(grouping.sizes * repeats, request.per_cluster).sum())
     elif request.keep is not None:
-        if not 0 < request.keep <= request.max_repeats:
+        if not 0 < request.keep <= repeats:
             percent = f"; {request.keep:g} % is {request.keep / 100:g}" if 1 < request.keep <= 100 else ""
-            raise UserError(
-                f"`keep` {request.keep}: must be above 0 and at most {request.max_repeats} (`max_repeats`){percent}"
-            )
-        times = f", up to {request.max_repeats} times an epoch" * (request.max_repeats > 1)
+            raise UserError(f"`keep` {request.keep}: must be above 0 and at most {repeats} (`max_repeats`){percent}")
+        times = f", up to {repeats} times an epoch" * (repeats > 1)
         left_out = f" ({grouping.left_out()})" if request.keep * grouping.pool > most else ""
         return samples_of_share(request.keep, grouping.pool, most, f"{eligible:,} can be drawn{times}{left_out}")
     else:
@@ -212,7 +239,7 @@ def _budget(request: PlanRequest, method: Method, grouping: Grouping) -> int:
     if not 1 <= budget <= most:
         raise UserError(
             f"a budget of {budget:,} samples: must lie between 1 and {most:,} "
-            f"({eligible:,} samples can be drawn, up to {request.max_repeats} times an epoch): see `keep`, `budget`, `max_repeats`"
+            f"({eligible:,} samples can be drawn, up to {repeats} times an epoch): see `keep`, `budget`, `max_repeats`"
         )
     return budget
 

@@ -106,7 +106,7 @@ class Causes:
         if self._plan is not None:
             groups = None if self._plan.by_rate else self._plan.groups[rows]
             self._mark_plan(self._plan, found, groups)
-            found.belong_to(groups)
+            found.belong_to(groups if self._plan.has_clusters else None)
             if groups is not None:
                 found.labels = self._labels(self._plan, rows)
         return found.table()

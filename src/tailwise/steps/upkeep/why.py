@@ -197,7 +197,7 @@ class _SampleHistory:
 def _place(plan: Plan, row: int) -> Story:
     """Where it stands in the plan's own groups."""
     place = slice(row, row + 1)
-    if plan.by_rate or (group := int(plan.groups[place][0])) < 0:
+    if not plan.has_clusters or (group := int(plan.groups[place][0])) < 0:
         return {"cluster": None, "size": None, "quota": None, "rank": None}
     quota = float(plan.quotas[group] / UNITS)
     return {"cluster": group, "size": int(plan.sizes[group]), "quota": quota, "rank": int(plan.ranks[place][0])}
