@@ -89,14 +89,17 @@ def test_runs_go_seed_by_seed_and_plans_are_named_by_what_they_are(make_recipe, 
     assert all(name.startswith("compare-random-") for name in names)
 
 
+TRUTHS = {"web-lt", "fashion-lt"}  # recipes that name a file of true classes
+
+
 @pytest.mark.parametrize("name", [path.stem for path in FOLDER.glob("*.yaml")])
 def test_our_recipes_are_whole_and_name_real_options(name, tmp_path):
     settings = [f"catalog={tmp_path}", "evaluate.data=set", "sources=[pool]"]
-    recipe = load_compare_recipe(name, [*settings, *(["truth.file=truth.tsv"] if name == "web-lt" else [])])
+    recipe = load_compare_recipe(name, [*settings, *(["truth.file=truth.tsv"] if name in TRUTHS else [])])
     rows = [row.name for row in recipe.rows]
     if name == "demo":
         assert rows == ["random", "planned"]
-    elif name == "web-lt":
+    elif name in TRUTHS:
         assert rows[:3] == ["random dynamic", "dynamics", "flat"]
     else:
         assert rows[:5] == ["random static", "random dynamic", "flat", "dbp after dedup", "dynamics"]
