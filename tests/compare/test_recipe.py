@@ -11,6 +11,7 @@ from tailwise.compare.study import Run, Study
 from tailwise.errors import UserError
 from tailwise.pipeline.run import Runner
 from tailwise.plan.methods import METHODS
+from tailwise.steps.planning.plan import OTHER_METHODS
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_our_recipes_are_whole_and_name_real_options(name, tmp_path):
         assert rows[-1] == "full data"
     for step in [*recipe.prepare, *(Run(row, 0, tmp_path).plan for row in recipe.rows)]:
         assert Runner(step_commands(), tmp_path, recipe.sources).job(step).line
-    assert {row.plan.get("method", "density") for row in recipe.rows} <= set(METHODS)
+    assert {row.plan.get("method", "density") for row in recipe.rows} <= {*METHODS, *OTHER_METHODS}
 
 
 def test_the_demos_recipe_names_the_command_that_makes_its_catalog(tmp_path, monkeypatch):
