@@ -281,7 +281,10 @@ class FilterRequest:
 class GroupRequest:
     """A grouping in place of clusters: by a column, or by the rarest entry of a list in each caption; or a list to begin with."""
 
-    by: Annotated[str | None, 'Column of text, whole numbers or booleans; "shard" is one.'] = None
+    by: Annotated[
+        str | None,
+        'Column of text, whole numbers or booleans; "shard" is one. Or "source": the folder that a shard comes from.',
+    ] = None
     file: Annotated[Path | None, "A .parquet, .tsv or .csv that has the column, and uid, key or image_path."] = None
     max_rejected: UnmatchedRows = None
     entries: Annotated[
@@ -327,7 +330,9 @@ class PlanRequest:
     )
     budget: Annotated[int | None, "Budget, in samples: per epoch, or in all if static."] = None
     per_cluster: Annotated[int | None, "cap, flat: at most this number of samples of each cluster."] = None
-    clustering: Annotated[str | None, "Name of the clustering, or grouping.  [default: main]"] = None
+    clustering: Annotated[str | None, "Name of the clustering, or grouping.  [default: main; source for mixture]"] = (
+        None
+    )
     without: Without = ()
     alpha: Annotated[
         float | None,
@@ -378,7 +383,11 @@ class PlanRequest:
     per_entry: Annotated[int | None, "Method text-balance: t, samples per entry. MetaCLIP: 20000."] = None
     ignore_case: Annotated[bool, "Method text-balance: compare in lower case."] = False
     plurals: Annotated[bool, "Method text-balance: regular English plurals and singulars match too."] = False
-    of: Annotated[str | None, "Methods between, within: the plan whose rates they start from."] = None
+    of: Annotated[str | None, "Methods between, within, mixture: the plan whose rates they start from."] = None
+    shares: Annotated[
+        str | Mapping[str, float] | None,
+        "Method mixture: share of each group, such as laion=0.6,cc12m=0.4, or a .json file of them.",
+    ] = None
 
     def __post_init__(self) -> None:
         """Set the method that the given file implies."""

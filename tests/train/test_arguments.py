@@ -7,7 +7,7 @@ from open_clip_train.params import parse_args
 
 from tailwise.errors import UserError
 from tailwise.text import option_words
-from tailwise.train.arguments import FREE, OWNED, deciding, parse, refuse_owned, require_model
+from tailwise.train.arguments import FREE, OWNED, deciding, parse, refuse_owned, require_model, take_factors
 
 
 @pytest.mark.parametrize("owned", OWNED)
@@ -105,3 +105,19 @@ def test_a_local_model_is_known_by_what_it_is(tmp_path):
     assert a != deciding(parse(["--model", f"local-dir:{tmp_path / 'b'}"], parse_args))
     with pytest.raises(UserError, match="give a folder that holds it"):
         deciding(parse(["--model", f"local-dir:{tmp_path}"], parse_args))
+
+
+def test_the_arguments_of_a_mixture_are_taken_out():
+    words = [
+        "--lr",
+        "1e-3",
+        "--train-data",
+        "a::b",
+        "--dataset-resampled",
+        "--train-data-upsampling-factors=1::2",
+        "--wd",
+        "0",
+    ]
+    assert take_factors(words) == (["--lr", "1e-3", "--wd", "0"], "1::2", "a::b")
+    for untouched in (["--train-data", "a::b", "--lr", "1"], ["--dataset-resampled"], []):
+        assert take_factors(untouched) == (untouched, None, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,9 +25,11 @@ from tailwise.cli.printing import print_json, print_table, say
 from tailwise.cli.requests import takes
 from tailwise.errors import UserError
 from tailwise.requests import EvaluateRequest, TrainRequest, refuse_given
+from tailwise.text import command_line
 
 if TYPE_CHECKING:
     from tailwise.evaluate.run import Evaluation
+    from tailwise.plan.plan import Plan
 
 
 @app.command()
@@ -198,7 +200,7 @@ def train(
         raise UserError("`as_json` does nothing without `dry_run`")
 
     from tailwise.recipes import load_recipe
-    from tailwise.train.arguments import refuse_code, require_model
+    from tailwise.train.arguments import refuse_code, require_model, take_factors
 
     settings = load_recipe(recipe) if recipe is not None else None
     if settings is None:
@@ -212,9 +214,36 @@ def train(
     for phase in settings.phases if settings is not None else ():
         refuse_code(f"recipe {recipe}: open_clip", phase.open_clip, allowed=allow_code)
     plan = open_plan(catalog, name)
+    words, factors, train_data = take_factors(open_clip or [])
+    if factors is not None:
+        plan = _mixed(plan, train_data, factors, report, dry_run=dry_run)
     for item in unused_by_plan(plan):
         report(item.note())
-    runs = run(plan, open_clip or [], request, settings, report=report, context=with_progress(), dry_run=dry_run)
+    runs = run(plan, words, request, settings, report=report, context=with_progress(), dry_run=dry_run)
     if as_json and runs[0].rank == 0:
         phases = [outline(plan, each, request, last=each is runs[-1]) for each in runs]
         print_json({"plan": plan.name, "dry_run": dry_run, "phases": phases})
+
+
+def _mixed(plan: Plan, train_data: str | None, factors: str, report: Callable[[str], None], *, dry_run: bool) -> Plan:
+    """Return the mixture of a plan that open_clip's factors stand for; made if it isn't there, unless nothing may be written."""
+    from tailwise.steps.planning.factors import mixture_of_factors
+    from tailwise.train.guard import find_trainer
+
+    mixture, (rank, ranks) = mixture_of_factors(plan, train_data, factors), find_trainer().ranks()
+    if rank == 0:
+        shares: Any = mixture.request.shares
+        for name, share in shares.items():
+            report(f"source {name}: factor {mixture.factors[name]:g}, {share:.1%} of an epoch")
+        report(f"these factors are plan {mixture.name!r}: {mixture.command}")
+    if not mixture.finished and dry_run:
+        report(
+            f"plan {mixture.name!r} isn't made by a dry run: what follows is of plan {plan.name!r}, which is as large"
+        )
+        return plan
+    if not mixture.finished and ranks > 1:
+        group = command_line("group", plan.catalog.folder, by="source")
+        raise UserError(
+            f"plan {mixture.name!r} isn't there: make it before several ranks start, with {group} and {mixture.command}"
+        )
+    return mixture.make(with_progress())

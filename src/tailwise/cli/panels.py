@@ -51,7 +51,7 @@ OPTIONS = {
         "Choice of samples": "pick score score-file logits dynamic draw seed",
         "Method rates": "rates rate-column missing-rate max-rejected",
         "Method text-balance": "entries per-entry ignore-case plurals",
-        "Methods between and within": "of",
+        "Methods mixture, between and within": "shares of",
         "Methods of your own": "methods option final-option",
     },
     "export": {"New shards": "workers max-rejected captions shard-samples", "Embedding Atlas": "limit projection"},

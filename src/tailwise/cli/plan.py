@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,7 @@ from tailwise.cli.app import (
     with_progress,
 )
 from tailwise.cli.following import suggest, suggest_use
-from tailwise.cli.printing import budget_text, print_clusters, print_explanation, print_json, say
+from tailwise.cli.printing import budget_text, print_clusters, print_explanation, print_json, print_table, say
 from tailwise.cli.requests import takes
 from tailwise.errors import UserError
 from tailwise.requests import ExportRequest, PlanRequest
@@ -47,7 +48,8 @@ def plan(
     Methods that pick once: **dbp** (Density-Based Pruning, ICLR 2024) and **ssp**, hardest samples first; **cap**, at most N of
     each cluster; **top-score**, highest score first. **scs**, **hcs**: copies in
     proportion to e^score, with a soft or a hard cap. **rates**: a file of rates made
-    elsewhere. **text-balance**: a list of words that captions are balanced over (MetaCLIP). **between**, **within**: another plan
+    elsewhere. **text-balance**: a list of words that captions are balanced over (MetaCLIP). **mixture**: a given
+    share of each epoch from each source, or from each group of a grouping. **between**, **within**: another plan
     taken apart, its rates averaged over each group, or rescaled so that all groups have the same mean rate.
 
     Examples:
@@ -59,6 +61,8 @@ def plan(
       tailwise plan my-catalog capped --method scs --score quality --score-file scores.parquet --logits --keep 1.0
       tailwise plan my-catalog theirs --method rates --rates sampling_probabilities.json
       tailwise plan my-catalog balanced --method text-balance --entries entries.txt --per-entry 20000
+      tailwise plan my-catalog mixed --method mixture --shares laion=0.6,cc12m=0.4 --keep 0.5
+      tailwise plan my-catalog mixed-epochs --method mixture --of epochs --shares laion=0.6,cc12m=0.4 --max-repeats 4
       tailwise plan my-catalog by-concept --method between --of epochs --clustering concepts
     """
     from tailwise.plan.explain import first_epoch
@@ -113,8 +117,27 @@ def _print_notes(made: Plan, opened: Catalog, folder: Path) -> None:
             f"{summary['matched']:,} captions hold an entry; {thinned:,} of {summary['entries']:,} entries have more than "
             f"{summary['per_entry']:,.1f} captions and are thinned, {unmatched:,} have none"
         )
+    if mixture := summary.get("mixture"):
+        _print_mixture(mixture, int(made.config["max_repeats"]))
     if unknown := summary.get("rates_without_sample"):
         say(f"{unknown:,} rates belong to no sample")
+
+
+def _print_mixture(mixture: Sequence[Mapping[str, Any]], most: int) -> None:
+    """Print what each group of a mixture gives."""
+    total = sum(item["quota"] for item in mixture)
+    columns = ("group", "samples", "share asked for", "share", "copies of a sample")
+    rows = [
+        (item["group"], f"{item['samples']:,}", f"{item['share']:.1%}", f"{item['quota'] / total:.1%}",
+         f"{item['quota'] / max(item['samples'], 1):.3f}")
+        for item in mixture
+    ]  # fmt: skip
+    print_table("mixture", columns, rows)
+    full = [item["group"] for item in mixture if item["quota"] >= item["samples"] * most]
+    if full:
+        say(
+            f"at their maximum of {most} a sample, so that others give what is above: {', '.join(full)}; see --max-repeats"
+        )
 
 
 @app.command()

@@ -122,7 +122,7 @@ class _Describe(Task[Chunk, pa.Table]):
         (part, rows, places), plan = item, self.plan
         thumbnails, values = worker.cached((plan.folder, plan.id, "thumbnails"), self._open)
         samples = plan.catalog.samples_at(part.number, rows - part.first_row, ["key", "caption", *PLACES])
-        groups = np.full(len(rows), -1) if plan.by_rate or not plan.clustering else plan.groups[rows]
+        groups = np.full(len(rows), -1) if not (plan.has_clusters and plan.clustering) else plan.groups[rows]
         images = [
             {"bytes": found, "path": "thumbnail.jpg"} if isinstance(found, bytes) else None
             for found in thumbnails.of(samples, worker.cpus)

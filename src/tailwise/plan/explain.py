@@ -195,7 +195,7 @@ def cluster_list(plan: Plan) -> list[dict[str, Any]]:
 
     In a grouping by a column, each also has the column's value. Raise a UserError if the plan has a rate per sample.
     """
-    if plan.by_rate:
+    if not plan.has_clusters:
         raise UserError(
             f"plan {plan.name!r} carries a rate per sample and has no clusters to list: use a plan by clusters"
         )

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from tailwise.errors import UserError
 from tailwise.kernels.centroids import NEIGHBOURS
-from tailwise.plan.weights import Clusters, by_density, complexity, flat, power, proportional, soft_cap
+from tailwise.plan.weights import Clusters, by_density, by_shares, complexity, flat, power, proportional, soft_cap
 from tailwise.text import did_you_mean
 
 Fill = Literal["scale", "shift"]
@@ -137,6 +137,7 @@ _METHODS: dict[str, Method] = {
     ),
 }
 METHODS: Mapping[str, Method] = MappingProxyType(_METHODS)
+MIXTURE = Method("a given share of an epoch from each group", "tailwise", by_shares)
 
 # Bounds of options by name: least, most, whether whole numbers only.
 OPTIONS: Mapping[str, tuple[float, float, bool]] = MappingProxyType(

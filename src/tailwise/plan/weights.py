@@ -22,6 +22,7 @@ class Clusters:
         d_inter: mean cosine distance to the 20 nearest other centroids, float64 [K]; NaN in groupings without centroids.
         centroids: returns the centroids, float32 [K, d], unit norm; None in groupings without centroids.
         density: samples within one radius of each centroid, int64 [K]; None where `tailwise cluster` did not count them.
+        shares: asked share of an epoch, float64 [K]; None without a mixture.
     """
 
     size: npt.NDArray[np.int64]
@@ -29,6 +30,7 @@ class Clusters:
     d_inter: npt.NDArray[np.float64]
     centroids: Callable[[], npt.NDArray[np.float32]] | None = None
     density: npt.NDArray[np.int64] | None = None
+    shares: npt.NDArray[np.float64] | None = None
 
     def distance_to_nearest(self, neighbours: int) -> npt.NDArray[np.float64]:
         """Return d_inter for another number of neighbours: float64 [K]."""
@@ -62,6 +64,12 @@ def by_density(clusters: Clusters, *, alpha: float) -> npt.NDArray[np.float64]:
     density = np.maximum(clusters.density, 1).astype(np.float64)
     weights: npt.NDArray[np.float64] = clusters.size * density ** (alpha - 1)
     return weights
+
+
+def by_shares(clusters: Clusters) -> npt.NDArray[np.float64]:
+    """Return the asked shares of a mixture."""
+    assert clusters.shares is not None
+    return clusters.shares
 
 
 def flat(clusters: Clusters) -> npt.NDArray[np.float64]:

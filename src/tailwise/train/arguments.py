@@ -47,6 +47,26 @@ FREE = frozenset({
 })  # fmt: skip
 
 
+def take_factors(argv: Sequence[str]) -> tuple[list[str], str | None, str | None]:
+    """Take open_clip's arguments of a mixture out of others: return the others, the factors and the training data.
+
+    Nothing is taken where there are no factors.
+    """
+    taken = ("--train-data-upsampling-factors", "--train-data")
+    rest: list[str] = []
+    found: dict[str, str] = {}
+    words = iter(argv)
+    for word in words:
+        option, is_set, value = word.partition("=")
+        if option in taken:
+            found[option] = value if is_set else next(words, "")
+        elif option != "--dataset-resampled":  # which the factors need in open_clip
+            rest.append(word)
+    if taken[0] not in found:
+        return [*argv], None, None
+    return rest, found[taken[0]], found.get(taken[1])
+
+
 def refuse_owned(argv: Sequence[str]) -> None:
     """Raise a UserError for an argument, abbreviated or not, that only tailwise gives."""
     for word in argv:

@@ -236,7 +236,7 @@ def test_bad_requests_are_one_line(small_catalog, tmp_path, monkeypatch):
     for column, options, message in (
         ("key", {}, "`by` key: it identifies samples"),
         ("image_offset", {}, "it identifies samples"),
-        ("nope", {}, "no samples have a column 'nope': use one of height, image_extension, mine, shard, width"),
+        ("nope", {}, "no samples have a column 'nope': use one of height, image_extension, mine, shard, source, width"),
         ("width", {}, "not one sample has a value in 'width'"),
         ("mine", {}, "`by` mine: groups are text, whole numbers or booleans"),
         ("shard", {"missing": "x"}, "`missing` 'x': use leave-out or own-group"),

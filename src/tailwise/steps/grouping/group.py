@@ -21,6 +21,7 @@ from tailwise.execution.base import KERNEL, Apply
 from tailwise.requests import GroupRequest, refuse_given
 from tailwise.shards.columns import unwrapped
 from tailwise.steps.grouping.entries import group_by_entry
+from tailwise.steps.grouping.sources import SOURCE, group_by_source
 from tailwise.steps.grouping.write import NO_GROUP, Groups, Pool, check_count, make_grouping
 from tailwise.steps.importing.join import Columns, join_values, read_columns
 
@@ -54,6 +55,8 @@ def group(catalog: Catalog | str | Path, request: GroupRequest, context: Context
         return group_by_entry(catalog, request.entries, request, context)
     if request.file is None:
         refuse_given(request, {"max_rejected"}, "without `file`")
+    if request.by == SOURCE and request.file is None and SOURCE not in _columns(catalog):
+        return group_by_source(catalog, request, context)
     return _by_column(catalog, str(request.by), request, context)
 
 
@@ -82,13 +85,18 @@ def _by_column(catalog: Catalog, column: str, request: GroupRequest, context: Co
 
 
 def _check_column(catalog: Catalog, column: str) -> None:
-    names = {name for part in catalog.parts() for name in _names(catalog, part)} - {*IDENTITY}
+    names = _columns(catalog) - {*IDENTITY} | {SOURCE}
     if column in IDENTITY:
         raise UserError(
             f"`by` {column}: it identifies samples, and can't group them; use one of {', '.join(sorted(names))}"
         )
     if column not in names:
         raise UserError(f"no samples have a column {column!r}: use one of {', '.join(sorted(names))}, or give `file`")
+
+
+def _columns(catalog: Catalog) -> set[str]:
+    """Return the names of the columns of all samples."""
+    return {name for part in catalog.parts() for name in _names(catalog, part)}
 
 
 def _of_catalog(pool: Pool, column: str) -> Groups:

@@ -33,12 +33,13 @@ Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class _Rates:
+class Rates:
     """Rates of a plan's candidates, and their groups. Candidates of no group are in a last group of their own."""
 
     of: Plan
     clustering: str  # its name
     groups: int  # G, with that of no group
+    positive: bool = False  # True to leave out candidates of rate 0, which a ranked pick has
 
     def read(self, part: Part, worker: Worker) -> tuple[npt.NDArray[np.int32], Floats]:
         """Return the group, int32 [n], OUTSIDE for rows that are no candidates, and the rate, float64 [n], of each row of a part."""
@@ -46,14 +47,17 @@ class _Rates:
         clustering = worker.cached(self, lambda: Clustering.open(plan.catalog, self.clustering))
         labels = clustering.labels.read(part)
         groups = np.where(labels < 0, self.groups - 1, labels)
-        return np.where(plan.candidates(part.span), groups, OUTSIDE).astype(np.int32), plan.rate(part.span)
+        inside, rates = plan.candidates(part.span), plan.rate(part.span)
+        if self.positive:
+            inside &= rates > 0
+        return np.where(inside, groups, OUTSIDE).astype(np.int32), rates
 
 
 @dataclass(frozen=True, eq=False)
 class _Sum(Task[Part, Integers]):
     """Return members of each group, members above `most`, and the sum of the other rates in units of 2⁻³⁰: int64 [3, G]."""
 
-    rates: _Rates
+    rates: Rates
     scales: Floats  # float64 [G]; a member is above `most` if its rate times the scale of its group is
     most: int
 
@@ -72,7 +76,7 @@ class _Sum(Task[Part, Integers]):
 class _Write(Task[Part, None]):
     """Write the group of each row; with scales, its rate: scaled in its group, at most `most`."""
 
-    rates: _Rates
+    rates: Rates
     column: PartColumn
     scales: Floats | None = None  # float64 [G]
     most: int = 0
@@ -89,11 +93,11 @@ class _Write(Task[Part, None]):
             self.column.write(item, scaled.astype(np.float32))
 
 
-class _Apart:
+class Apart:
     """The request of a plan that is made from another one."""
 
-    def __init__(self, catalog: Catalog, request: PlanRequest, context: Context) -> None:
-        """Open plan and grouping, and sum the rates of each group; a UserError says what does not fit."""
+    def __init__(self, catalog: Catalog, request: PlanRequest, context: Context, *, positive: bool = False) -> None:
+        """Open plan and grouping, and sum the rates of each group; a UserError says what does not fit. `positive`: see Rates."""
         if request.of is None:
             raise UserError(f"method {request.method!r} needs `of`, the name of a plan whose rates it starts from")
         self.of, self._context = Plan(catalog, request.of), context
@@ -104,8 +108,8 @@ class _Apart:
             numbers = f"{self.of.snapshot.number}, and {self.clustering.name!r} for {self.clustering.snapshot.number}"
             raise UserError(f"plan {request.of!r} was made for snapshot {numbers}: make both for one snapshot")
         self.parts = catalog.parts(self.of.snapshot)
-        self.rates = _Rates(self.of, self.clustering.name, self.clustering.table.num_rows + 1)
-        self.most = self._max_repeats()
+        self.rates = Rates(self.of, self.clustering.name, self.clustering.table.num_rows + 1, positive)
+        self.most = max(request.max_repeats, self._max_repeats())
         self.scales = np.zeros(self.rates.groups)
         self.sizes, _, self.units = self.sums()
         users = (self.of, *filter(None, [Clustering.find(catalog, self.of.clustering)]))
@@ -137,9 +141,11 @@ class _Apart:
         """Return the sums of `_Sum` at the present scales: int64 [3, G]."""
         return self._context.executor.reduce(_Sum(self.rates, self.scales, self.most), self.parts, np.add, KERNEL)
 
-    def rescale(self) -> None:
-        """Find the scale of each group that gives it the mean rate of all candidates, where no rate is above the bound."""
-        target = self.sizes * (float(self.units.sum()) / max(int(self.sizes.sum()), 1))
+    def rescale(self, target: Floats) -> None:
+        """Find the scale of each group that gives it a sum of rates, where no rate is above the bound.
+
+        `target`: the sums in units of 2⁻³⁰ samples, float64 [G].
+        """
         capped, units = np.zeros_like(self.sizes), self.units
         while True:
             left = target - capped * float(self.most * UNITS)
@@ -168,7 +174,7 @@ def make_between_plan(catalog: Catalog, name: str, request: PlanRequest, context
         UserError: there is no such plan or grouping, they are for two snapshots, or the plan is annealed.
     """
     context = context or Context()
-    made = _Apart(catalog, request, context)
+    made = Apart(catalog, request, context)
     config = {**made.config, "draw": draw_of(request, "random")}
     bits = 0 if not config["dynamic"] and config["draw"] != "bernoulli" else UNIT_BITS
     budget = round(int(made.units.sum()) / UNITS)
@@ -196,10 +202,10 @@ def make_within_plan(catalog: Catalog, name: str, request: PlanRequest, context:
         UserError: as `make_between_plan`; or a group has too few samples of a rate above 0, as with a ranked pick.
     """
     context = context or Context()
-    made = _Apart(catalog, request, context)
+    made = Apart(catalog, request, context)
     with Artifact(catalog.plan_folder(name), "plan", {**made.config, "draw": "bernoulli"}, made.inputs) as artifact:
         if not artifact.done:
-            made.rescale()
+            made.rescale(made.sizes * (float(made.units.sum()) / max(int(made.sizes.sum()), 1)))
             column = PlainColumn(artifact.folder, layout.RATE)
             context.run(_Write(made.rates, column, made.scales, made.most), made.parts, "rates of rows", KERNEL)
             write_shard_offsets(catalog, artifact, made.of.snapshot)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +21,13 @@ from tailwise.kernels.centroids import neighbour_distance
 from tailwise.kernels.grid import SIMILARITY_UNIT, to_similarity_units
 from tailwise.kernels.keyed import MAX_PERMUTED
 from tailwise.plan.methods import PICKS
+from tailwise.plan.quotas import UNITS
 from tailwise.plan.weights import Clusters
 from tailwise.requests import ScoreRequest
 from tailwise.steps.planning.candidates import LeftOut, count_left_out
 from tailwise.steps.ranks import write_appearance_ranks, write_value_ranks
 from tailwise.steps.scoring.scores import make_score, score_inputs
+from tailwise.text import did_you_mean
 
 OUTSIDE = -1  # the label of rows that are never drawn
 
@@ -39,6 +42,7 @@ class Rows:
     inputs: tuple[tuple[str, str], ...]  # name and hash of each input: workers do not use what they keep of others
     clustering: str | None = None  # its name; None: all rows are one group
     score: PartColumn | None = None  # of rows; those without it are in no group. None asks for none
+    only: tuple[int, ...] | None = None  # groups that are used; None: all
 
     def open(self, worker: Worker) -> tuple[Survivors, Clustering | None]:
         """Return the rows that drop lists and removals leave, and the clustering."""
@@ -54,6 +58,8 @@ class Rows:
         survivors, clustering = self.open(worker)
         groups = np.zeros(part.rows, np.int32) if clustering is None else np.array(clustering.labels.read(part))
         groups[~survivors.keeps(part.span)] = OUTSIDE
+        if self.only is not None:
+            groups[~np.isin(groups, self.only)] = OUTSIDE
         if self.score is not None:
             groups[np.isnan(self.score.read(part))] = OUTSIDE
         return groups
@@ -92,6 +98,44 @@ class _WriteGroups(Task[Part, None]):
         self.column.write(item, self.rows.groups(item, worker))
 
 
+def shares_of_groups(clustering: Clustering, shares: Mapping[str, float]) -> npt.NDArray[np.float64]:
+    """Return the share of each group, float64 [K], from shares by value, or by number in a clustering; 0 for groups without one.
+
+    Raises:
+        UserError: there is no group of a name.
+    """
+    names = clustering.values or [str(number) for number in range(clustering.table.num_rows)]
+    places = {name: number for number, name in enumerate(names)}
+    found = np.zeros(len(names))
+    for name, share in shares.items():
+        if name not in places:
+            known = did_you_mean(name, [each for each in names if each is not None])
+            raise UserError(f"`shares`: {clustering.name!r} has no group {name!r}: {known}")
+        found[places[name]] = share
+    return found
+
+
+def mixture_figures(
+    clustering: Clustering,
+    shares: npt.NDArray[np.float64],
+    sizes: npt.NDArray[np.int64],
+    quotas: npt.NDArray[np.int64],
+) -> list[dict[str, Any]]:
+    """Return name, samples, asked share and quota in samples of each group that has a share.
+
+    Args:
+        clustering: whose groups.
+        shares: float64 [K], 0 for groups without one.
+        sizes: int64 [K], samples that can be drawn.
+        quotas: int64 [K], in units of 2⁻³⁰ samples.
+    """
+    names = clustering.values or [str(number) for number in range(len(sizes))]
+    return [
+        {"group": names[at], "samples": int(sizes[at]), "share": float(shares[at]), "quota": int(quotas[at]) / UNITS}
+        for at in np.flatnonzero(shares).tolist()
+    ]
+
+
 class Grouping:
     """Rows in groups.
 
@@ -112,6 +156,7 @@ class Grouping:
         *,
         without: Sequence[str] = (),
         score: ScoreRequest | None = None,
+        shares: Mapping[str, float] | None = None,
     ) -> None:
         """Opens the groups of a plan, and counts their members.
 
@@ -121,6 +166,7 @@ class Grouping:
             context: runs the tasks and shows progress.
             without: names of drop lists.
             score: of rows; those without it are in no group. None asks for none.
+            shares: share of each group of a mixture, by its value; rows of other groups are in no group. None: no mixture.
 
         Raises:
             UserError: there is no such clustering, list or score, lists are of another snapshot, or a group is too large.
@@ -142,7 +188,9 @@ class Grouping:
             self.inputs |= score_inputs(catalog, self.snapshot, score)
             column = make_score(catalog, self.snapshot, score, context)
         inputs = tuple(self.inputs.items())
-        self.rows = Rows(catalog.folder, self.snapshot.number, tuple(without), inputs, clusters, column)
+        self._shares = shares_of_groups(self._clustering, shares) if self._clustering and shares else None
+        only = None if self._shares is None else tuple(np.flatnonzero(self._shares).tolist())
+        self.rows = Rows(catalog.folder, self.snapshot.number, tuple(without), inputs, clusters, column, only)
         self.sizes, self.statistics = (
             self._count_pool() if self._clustering is None else self._count_clusters(self._clustering)
         )
@@ -151,6 +199,8 @@ class Grouping:
                 f"{largest:,} samples are more than one group can hold ({MAX_PERMUTED:,}): cluster them finer (for every sample alike: "
                 "`method` proportional)"
             )
+        if self._shares is not None:
+            self.statistics = replace(self.statistics, shares=self._shares[self.sizes > 0])
         if not self.sizes.any():
             raise UserError("not one sample is left to plan: see `tailwise excluded` for what dropped them")
 
@@ -194,6 +244,11 @@ class Grouping:
             )
         return self._clustering.similarities
 
+    def mixture(self, quotas: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
+        """Return the figures of the groups of a mixture (see `mixture_figures`), from quotas in units of 2⁻³⁰ samples, int64 [K]."""
+        assert self._clustering is not None and self._shares is not None
+        return mixture_figures(self._clustering, self._shares, self.sizes, quotas)
+
     def _count(self, groups: int) -> npt.NDArray[np.int64]:
         if not self.parts:
             return np.zeros((2, groups), np.int64)
@@ -210,7 +265,7 @@ class Grouping:
         sizes: npt.NDArray[np.int64] = table.column("size").to_numpy()
         d_intra, d_inter = (table.column(name).to_numpy() for name in ("d_intra", "d_inter"))
         before = sizes > 0
-        if not self._survivors.all or self.rows.score is not None:
+        if not self._survivors.all or self.rows.score is not None or self.rows.only is not None:
             sizes, sums = self._count(len(sizes))
             d_intra = np.full(len(sizes), np.nan)
             if clustering.has_centroids:

@@ -15,6 +15,7 @@ from tailwise.requests import PlanRequest, refuse_given, refuse_idle
 from tailwise.steps.planning.apart import make_between_plan, make_within_plan
 from tailwise.steps.planning.balance import make_balanced_plan
 from tailwise.steps.planning.capped import make_capped_plan
+from tailwise.steps.planning.mixture import make_mixture
 from tailwise.steps.planning.rates import make_rate_plan
 from tailwise.steps.planning.weighted import make_weighted_plan
 from tailwise.text import did_you_mean
@@ -37,6 +38,11 @@ OTHER_METHODS = {
     ),
     "scs": OtherMethod(make_capped_plan, ("logits",), (*_CAPPED, "alpha")),
     "hcs": OtherMethod(make_capped_plan, ("logits",), (*_CAPPED, "max_repeats")),
+    "mixture": OtherMethod(
+        make_mixture,
+        ("shares",),
+        ("of", "clustering", "keep", "budget", "max_repeats", "without", "pick", "score", "score_file", "draw"),
+    ),
     "between": OtherMethod(make_between_plan, ("of",), ("clustering", "draw")),
     "within": OtherMethod(make_within_plan, ("of",), ("clustering",)),
 }

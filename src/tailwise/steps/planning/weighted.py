@@ -19,7 +19,7 @@ from tailwise.catalog.files import write_array, write_table
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.plan.budget import samples_of_share
-from tailwise.plan.methods import PICKS, Method, find_method, method_options, weigh
+from tailwise.plan.methods import MIXTURE, PICKS, Method, find_method, method_options, weigh
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.plan.quotas import MAX_BUDGET, UNIT_BITS, fill_by_scale, fill_by_shift, round_to_sum
 from tailwise.plan.weights import Clusters
@@ -34,11 +34,17 @@ MAX_SCHEDULE = 1 << 28  # quotas of an annealed plan, 8 bytes each
 _AMOUNTS = ("keep", "budget", "per_cluster")
 
 
-def make_weighted_plan(catalog: Catalog, name: str, request: PlanRequest, context: Context | None = None) -> Plan:
-    """Make a plan by a method that weighs clusters; see `make_plan`."""
+def make_weighted_plan(
+    catalog: Catalog,
+    name: str,
+    request: PlanRequest,
+    context: Context | None = None,
+    shares: Mapping[str, float] | None = None,
+) -> Plan:
+    """Make a plan by a method that weighs clusters; see `make_plan`. `shares`: of groups, of a mixture."""
     context = context or Context()
-    method = find_method(request.method)
-    options = method_options(request.method, _given_options(request))
+    method = MIXTURE if shares else find_method(request.method)
+    options = {} if shares else method_options(request.method, _given_options(request))
     clustering = request.clustering or "main"
     pick = request.pick or method.pick
     dynamic = _dynamic(request, method, pick)
@@ -47,7 +53,7 @@ def make_weighted_plan(catalog: Catalog, name: str, request: PlanRequest, contex
     final = _final_options(request, options, dynamic)
     _check_bounds(request, method)
     clusters = clustering if method.grouping == "clusters" else None
-    grouping = Grouping(catalog, clusters, context, without=request.without, score=score)
+    grouping = Grouping(catalog, clusters, context, without=request.without, score=score, shares=shares)
     budget = budget_of(request, grouping, request.max_repeats, per_cluster=method.per_cluster)
     config: dict[str, Any] = {
         "method": request.method,
@@ -67,6 +73,8 @@ def make_weighted_plan(catalog: Catalog, name: str, request: PlanRequest, contex
     }
     if truncates(request):
         config["above_one"] = request.above_one
+    if shares:
+        config["shares"] = dict(shares)
     if final:
         config |= {"final_options": final, "anneal_epochs": request.anneal_epochs}
     derived: dict[str, Any] = {"budget": budget}
@@ -79,8 +87,12 @@ def make_weighted_plan(catalog: Catalog, name: str, request: PlanRequest, contex
             groups, ranks = (PlainColumn(artifact.folder, name) for name in (layout.GROUP, layout.RANK))
             grouping.write(groups, ranks, pick)
             write_shard_offsets(catalog, artifact, grouping.snapshot)
-            sizes = grouping.sizes
-            artifact.finish({"pool": grouping.pool, "eligible": grouping.eligible, "clusters": int((sizes > 0).sum())})
+            figures = {
+                "pool": grouping.pool,
+                "eligible": grouping.eligible,
+                "clusters": int((grouping.sizes > 0).sum()),
+            }
+            artifact.finish(figures | ({"mixture": grouping.mixture(quotas[0])} if shares else {}))
     return Plan(catalog, name)
 
 

@@ -237,6 +237,10 @@ def _clustering(plan: Plan) -> Clustering | None:
 def _why_no_group(plan: Plan) -> tuple[str, str]:
     """Return stage and reason if no drop list says why a row belongs to no group."""
     clustering = _clustering(plan)
+    if plan.config.get("shares"):
+        return "plan", "its group has no share in the mixture" + (
+            f", or plan {of} never draws it" if (of := plan.config.get("of")) else ""
+        )
     if plan.config.get("of"):
         return "plan", f"plan {plan.config['of']} never draws it"
     if clustering is None:
