@@ -27,6 +27,10 @@ MaxMemory = Annotated[str, "Refuse what needs more."]
 UnmatchedRows = Annotated[
     float | None, "Of `file`: refuse greater shares of unmatched rows or samples.  [default: 0.1]"
 ]
+Match = Annotated[
+    str | None,
+    "What the file names samples by: uid, key, shard (its path, and key), url, sha256 or md5.  [default: what it has]",
+]
 Without = Annotated[Sequence[str], "A drop list (of dedup or filter) whose samples take no part; may be given again."]
 Workers = Annotated[int | None, "Processes; one a processor by default."]
 
@@ -75,7 +79,7 @@ class CaptionsRequest:
     name: Annotated[str, "Name of the captions; original is that of the samples' own."] = field(kw_only=True)
     by: Annotated[
         str | None,
-        "What names the samples: uid, key, image_path, sha256 or url.  [default: the first that the table has]",
+        "What names the samples: uid, key, image_path, sha256, md5 or url.  [default: the first that the table has]",
     ] = None
     id_column: Annotated[str | None, "Column of these names.  [default: that of `by`]"] = None
     column: Annotated[str | None, "Column of the captions.  [default: caption, text, re_caption or recaption]"] = None
@@ -230,16 +234,31 @@ class ScoreRequest:
 
 @dataclass(frozen=True)
 class FilterRequest:
-    """A drop list of the samples whose score is outside of bounds, or not among the highest or lowest."""
+    """A drop list of the samples whose score is outside of bounds, or not among the highest or lowest; or that a list names, or doesn't."""
 
-    by: Annotated[str | ScoreRequest, "A score (listed above), or a numeric column of the samples or of `file`."]
+    by: Annotated[
+        str | ScoreRequest | None, "A score (listed above), or a numeric column of the samples or of `file`."
+    ] = None
     minimum: Annotated[float | None, "Least score that stays.", "--min"] = None
     maximum: Annotated[float | None, "Greatest score that stays.", "--max"] = None
     keep: Annotated[float | None, "Samples of highest score that stay, as a share of the pool."] = None
     keep_lowest: Annotated[float | None, "Samples of lowest score that stay, as a share of the pool."] = None
     missing: Annotated[str, "Samples without the score: drop or keep."] = "drop"
     without: Without = ()
-    name: Annotated[str | None, "Name of the drop list.  [default: that of the score]"] = None
+    name: Annotated[str | None, "Name of the drop list.  [default: that of the score, or only, or not]"] = None
+    only: Annotated[
+        Path | None,
+        "In place of `by`: keep the samples that a file names: .npy (DataComp), .txt, .csv, .tsv, .jsonl or .parquet.",
+    ] = None
+    exclude: Annotated[Path | None, "In place of `by`: drop the samples that a file names.", "--not"] = None
+    match: Match = None
+    strict: Annotated[
+        float | None, "Of `only`, `exclude`: refuse if a smaller share of the names belongs to samples."
+    ] = None
+    refill: Annotated[
+        str | None,
+        "Of `only`: keep so many other samples that as many stay as the file names: random, or those of the highest score of this name.",
+    ] = None
     file: Annotated[Path | None, ".parquet, .tsv or .csv file with the column `by`, and uid, key or image_path."] = None
     max_rejected: UnmatchedRows = None
     image: Annotated[str | None, "clip-score, cliploss, normsim: column of embeddings.  [default: image]"] = None
@@ -252,11 +271,37 @@ class FilterRequest:
     batch_size: Annotated[int | None, "cliploss: samples of a batch.  [default: 32768]"] = None
     repetitions: Annotated[int | None, "cliploss: batches that a sample is in.  [default: 5]"] = None
     temperature: Annotated[float | None, "cliploss.  [default: 0.01]"] = None
-    seed: Annotated[int | None, "cliploss: decides the batches.  [default: 0]"] = None
+    seed: Annotated[int | None, "cliploss: decides the batches; `refill` random: the samples.  [default: 0]"] = None
+
+    def __post_init__(self) -> None:
+        """Refuse what does nothing with a score, or with a list."""
+        given = {"by": self.by, "only": self.only, "not": self.exclude}
+        if sum(value is not None for value in given.values()) != 1:
+            raise UserError("give one of `by` SCORE, `only` FILE and `not` FILE")
+        listing = {"only", "exclude", "match", "strict", "refill"}
+        if self.by is not None:
+            refuse_given(self, listing, "with `by`: it is for lists, see `only`")
+            return
+        of_score = {*self.__dataclass_fields__} - listing - {"by", "without", "name"}
+        if self.exclude is not None:
+            refuse_given(self, {"refill"} | of_score, "with `not`")
+        elif self.refill is None:
+            refuse_given(self, of_score, "with `only`, without `refill`")
+        else:
+            refuse_given(self, {"minimum", "maximum", "keep", "keep_lowest", "missing"}, "with `only`")
+            if self.refill == "random":
+                refuse_given(self, of_score - {"seed"}, "with `refill` random")
+        if self.strict is not None and not 0 <= self.strict <= 1:
+            raise UserError(f"`strict` {self.strict}: must lie between 0 and 1")
+
+    @property
+    def list_name(self) -> str:
+        """Name of the drop list, if the user gives none."""
+        return "only" if self.only is not None else "not" if self.exclude is not None else self.score.name
 
     @property
     def score(self) -> ScoreRequest:
-        """The score and its options."""
+        """The score, of `by` or `refill`, and its options."""
         if isinstance(self.by, ScoreRequest):
             return self.by
         names = (
@@ -274,7 +319,9 @@ class FilterRequest:
         )
         given = {name: getattr(self, name) for name in names}
         values = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
-        return ScoreRequest(self.by, {name: value for name, value in values.items() if value is not None})
+        return ScoreRequest(
+            self.by or self.refill or "", {name: value for name, value in values.items() if value is not None}
+        )
 
 
 @dataclass(frozen=True)
@@ -373,9 +420,16 @@ class PlanRequest:
     dynamic: Annotated[bool | None, "Draw again in each epoch, or once.", "--dynamic/--static"] = None
     draw: Annotated[str | None, "stream (exact counts) or bernoulli.  [default: stream]"] = None
     seed: Annotated[int, "Decides the draw."] = 0
-    rates: Annotated[Path | None, "Method rates: .json {key: rate} or .parquet of rates."] = None
-    rate_column: Annotated[str | None, "Column of the .parquet of rates.  [default: rate]"] = None
-    missing_rate: Annotated[float | None, "Rate of samples that the file does not name; without it, an error."] = None
+    rates: Annotated[
+        Path | None,
+        "Method rates: .json {name: rate}, a table with a column of rates, or .npy (DataComp) or .txt without: a name given twice is "
+        "drawn twice.",
+    ] = None
+    rate_column: Annotated[str | None, "Column of rates, of a table.  [default: rate]"] = None
+    missing_rate: Annotated[
+        float | None, "Rate of samples that the file does not name; without it, an error, and 0 for .npy and .txt."
+    ] = None
+    match: Match = None
     max_rejected: Annotated[
         float | None, "Of `rates`: refuse greater shares of unmatched rows or samples.  [default: 0.1]"
     ] = None

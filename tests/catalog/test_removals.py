@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from tailwise.catalog import Catalog
 from tailwise.catalog import removals as module
-from tailwise.catalog.removals import NAMES_SCHEMA, NOTHING_REMOVED, Names, Removals
+from tailwise.catalog.removals import NAME_KINDS, NAMES_SCHEMA, NOTHING_REMOVED, Names, Removals
 from tailwise.catalog.series import Series
 from tailwise.cli import app
 from tailwise.errors import UserError
@@ -71,6 +71,7 @@ people = st.lists(st.tuples(st.sampled_from([0, 1]), st.sampled_from("abcd"), st
 
 def table_of(lines):
     columns = list(zip(*lines, strict=True)) or [[], [], []]
+    columns += [[None] * len(lines)] * (len(NAMES_SCHEMA) - len(columns))
     return pa.table([pa.array(list(values), field.type) for values, field in zip(columns, NAMES_SCHEMA, strict=True)],
                     schema=NAMES_SCHEMA)  # fmt: skip
 
@@ -93,14 +94,16 @@ def test_names_find_whom_they_name(lines, samples):
         }
     )
     given = Names.given(table_of(lines), pa.array(PATHS))
-    *found, by_id, by_path = given.lines_of(table, pa.array(PATHS[::-1]))  # the paths have changed since
-    assert (by_path == -1).all()
+    *found, by_id, by_path, url, sha256, md5 = given.lines_of(
+        table, pa.array(PATHS[::-1])
+    )  # the paths have changed since
+    assert all((others == -1).all() for others in (by_path, url, sha256, md5))
     found.append(by_id)
     for kind, mine in enumerate(found):
         for at, (shard, key, uid) in enumerate(samples):
             said = (key, uid, (PATHS[shard], key))[kind]
             assert mine[at] == next((n for n, line in enumerate(lines) if respects(line)[kind] == said), -1)
-    counts = np.zeros((4, len(lines)), np.int64)
+    counts = np.zeros((NAME_KINDS, len(lines)), np.int64)
     for count, mine in zip(counts, found, strict=False):
         np.add.at(count, mine[mine >= 0], 1)
     for line, number in zip(lines, given.samples_of(counts).tolist(), strict=True):
@@ -388,9 +391,9 @@ def test_other_mistakes(pools, tmp_path, listed):
         remove(catalog, tmp_path / "names.parquet")
     with pytest.raises(UserError, match=r"absent.txt is no file: give a .txt"):
         remove(catalog, tmp_path / "absent.txt")
-    (tmp_path / "names.csv").write_text("000000001")
-    with pytest.raises(UserError, match=r"keys are read from a file ending in \.txt or \.parquet"):
-        remove(catalog, tmp_path / "names.csv")
+    (tmp_path / "names.pdf").write_text("000000001")
+    with pytest.raises(UserError, match=r"keys are read from a file ending in \.txt or \.parquet, \.csv"):
+        remove(catalog, tmp_path / "names.pdf")
     with pytest.raises(UserError, match="`reason` is empty"):
         remove(catalog, listed("000000001"), reason=" ")
     with pytest.raises(UserError, match="holds no samples"):
@@ -411,9 +414,9 @@ def test_the_command(run_tailwise, pools, listed):
     assert "3 samples would be removed; 3 of the catalog" in run(path, "--dry-run")
     told = run(path, "--reason", "opt-out")
     assert "3 samples removed; 3 of the catalog are removed in all" in told
-    assert "1 keys or uids belong to several samples: all 2 of these removed" in told
-    assert "1 keys or uids belong to no sample, and are remembered for later imports: none" in told
-    assert "3 of 3 keys and uids were given before" in run(path)
+    assert "1 names belong to several samples: all 2 of these removed" in told
+    assert "1 names belong to no sample, and are remembered for later imports: none" in told
+    assert "3 of 3 names were given before" in run(path)
     assert '"removed_in_all": 3' in run(path, "--json")
     wrong = run_tailwise(*command, "absent.txt", code=2)
     assert wrong.stdout == ""

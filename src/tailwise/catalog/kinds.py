@@ -86,7 +86,7 @@ DROP_LIST = Kind(
     ("epsilon", "exact", "against", "without"),
     made_by={
         "dedup": lambda asked: asked["name"] or name_of_dedup(asked["against"], asked["exact"]),
-        "filter": lambda asked: asked["name"] or plain_name(asked["by"]),
+        "filter": lambda asked: asked["name"] or plain_name(asked["by"] or ("only" if asked["only"] else "not")),
     },
     named_by=dict.fromkeys(("plan", "dedup", "cluster", "filter", "group"), "without"),
     inputs={"extends": "extends"},

@@ -1,4 +1,4 @@
-"""Removals: tombstones. A removal names keys and uids, and holds for every sample that has one of them, now or imported later."""
+"""Removals: tombstones. A removal names keys, uids, urls or hashes, and holds for every sample that has one, now or imported later."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
@@ -27,6 +28,7 @@ from tailwise.catalog.files import (
     write_record,
     write_table,
 )
+from tailwise.catalog.noted import HASH_COLUMNS, HASH_TYPE, NOTED, noted_hashes
 from tailwise.errors import UserError
 from tailwise.progress import Track, silent
 from tailwise.storage.local import locked
@@ -36,12 +38,13 @@ NAMES_SCHEMA = pa.schema(
         pa.field("key", pa.string()),
         pa.field("uid", pa.binary(16)),  # beside a key: the text may be either
         pa.field("shard", pa.string()),  # path or URL: the key is meant in this one only
+        *(pa.field(name, pa.string()) for name in NOTED),
     ]
 )
 # As stored: with the id of the shard, where it was in the catalog by that path; paths may change (`relocate`), ids don't.
 STORED_SCHEMA = NAMES_SCHEMA.append(pa.field("shard_id", pa.int32()))
 NO_MATCH = np.iinfo(np.int64).max
-NAME_KINDS = 4  # key, uid, shard's id and key, shard's path and key
+NAME_KINDS = 4 + len(NOTED)  # key, uid, shard's id and key, shard's path and key, and those of NOTED
 BY_KEY, BY_UID = 0, 1
 REPLACED = "its file was replaced (import --update)"  # reason of a removal that is no user's
 
@@ -170,13 +173,16 @@ class Names:
     """Keys and uids that are looked for, each on a line of its own."""
 
     def __init__(self, table: pa.Table) -> None:
-        """Takes a table of STORED_SCHEMA."""
-        self.table = table
-        keys, uids, paths, ids = (table.column(name).combine_chunks() for name in STORED_SCHEMA.names)
+        """Take a table of STORED_SCHEMA; older ones have fewer columns."""
+        self.table = table = _whole(table)
+        names = ("key", "uid", "shard", "shard_id")
+        keys, uids, paths, ids = (table.column(name).combine_chunks() for name in names)
+        self.noted = tuple(name for name in NOTED if table.column(name).null_count < len(table))
+        hashes = (noted_hashes(name, table.column(name).combine_chunks()) for name in NOTED)
         none = pa.scalar(None, pa.string())
         bare = pc.if_else(pc.is_null(paths), keys, none)
         elsewhere = pc.if_else(pc.is_null(ids), paths, none)
-        self._values = (bare, uids, _pairs(ids.cast(pa.string()), keys), _pairs(elsewhere, keys))
+        self._values = (bare, uids, _pairs(ids.cast(pa.string()), keys), _pairs(elsewhere, keys), *hashes)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -184,7 +190,7 @@ class Names:
     @staticmethod
     def joined(tables: Iterable[pa.Table]) -> Names:
         """The lines of several tables, in order."""
-        return Names(pa.concat_tables([STORED_SCHEMA.empty_table(), *tables]))
+        return Names(pa.concat_tables([STORED_SCHEMA.empty_table(), *map(_whole, tables)]))
 
     @staticmethod
     def given(table: pa.Table, paths: pa.Array, first_states: npt.NDArray[np.int32] | None = None) -> Names:
@@ -220,7 +226,7 @@ class Names:
         """Who is named.
 
         Args:
-            samples: with shard, key and uid, n rows.
+            samples: with shard, key, uid, and hashes if there are any, n rows.
             paths: of the shards, by id.
             first_states: of the shards, by id (see `Catalog.first_states`); None where no file was replaced.
 
@@ -228,7 +234,7 @@ class Names:
             int64 [n] for each of NAME_KINDS: the first line that names each sample, −1 if none does.
         """
         keys, uids, shards = (samples.column(name).combine_chunks() for name in ("key", "uid", "shard"))
-        bare, named, by_id, by_path = self._values
+        bare, named, by_id, by_path, *noted = self._values
         found = [_index(keys, bare), _index(uids, named)]
         for values, by in ((by_id, None), (by_path, paths)):
             if values.null_count == len(values):
@@ -237,6 +243,10 @@ class Names:
                 first = shards if first_states is None else pa.array(first_states).take(shards)
                 places = first.cast(pa.string()) if by is None else by.take(shards)
                 found.append(_index(_pairs(places, keys), values))
+        for name, values in zip(NOTED, noted, strict=True):
+            nothing = pa.nulls(len(keys), HASH_TYPE)
+            there = HASH_COLUMNS[name] in samples.column_names and name in self.noted
+            found.append(_index(samples.column(HASH_COLUMNS[name]).combine_chunks() if there else nothing, values))
         return found
 
     def samples_of(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -249,7 +259,16 @@ class Names:
     def texts(self, lines: npt.NDArray[np.int64]) -> list[str]:
         """Some lines as a person would write them."""
         rows = self.table.take(pa.array(lines)).to_pylist()
-        return [" ".join(filter(None, (row["shard"], row["key"]))) or row["uid"].hex() for row in rows]
+        shown = (filter(None, (row[name] for name in ("shard", "key", *NOTED))) for row in rows)
+        return [" ".join(texts) or row["uid"].hex() for row, texts in zip(rows, shown, strict=True)]
+
+
+def _whole(table: pa.Table) -> pa.Table:
+    """Return a table as of STORED_SCHEMA."""
+    missing = [item for item in STORED_SCHEMA if item.name not in table.column_names]
+    for item in missing:
+        table = table.append_column(item, pa.nulls(len(table), item.type))
+    return table.select(STORED_SCHEMA.names)
 
 
 def _pairs(shards: pa.Array, keys: pa.Array) -> pa.Array:
@@ -281,7 +300,7 @@ class Removing:
 
     @classmethod
     def find(cls, catalog: Catalog, table: pa.Table, track: Track = silent) -> Removing:
-        """Looks for keys and uids in the newest snapshot.
+        """Look for names in the newest snapshot.
 
         Args:
             catalog: of the samples.
@@ -358,7 +377,9 @@ def _look(
     paths = catalog.shards(snapshot).column("path").combine_chunks()
     first_states, replaced = catalog.first_states(), list(catalog.replaced())
     for part, names in track(wanted, "looking for removed ones", len(wanted)):
-        samples = catalog.samples(part, ["shard", "key", "uid"])
+        hashes = [HASH_COLUMNS[name] for name in names.noted]
+        there = pq.read_schema(catalog.samples_path(part.number)).names if hashes else []
+        samples = catalog.samples(part, ["shard", "key", "uid", *(name for name in hashes if name in there)])
         hits = names.lines_of(samples, paths, first_states)
         for lines in hits:
             lines[np.isin(samples.column("shard").to_numpy(), replaced)] = -1  # they are removed already

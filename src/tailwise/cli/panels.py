@@ -36,6 +36,7 @@ OPTIONS = {
         "Resources": "device max-memory",
     },
     "filter": {
+        "A list made elsewhere": "only not match strict refill",
         "A file of scores": "file max-rejected",
         "Options of a score": "image text captions target norm batch-size repetitions temperature seed",
     },
@@ -49,7 +50,7 @@ OPTIONS = {
         "Quotas of groups": "per-cluster alpha alpha-end anneal-epochs temperature neighbours threshold class-balance min-per-cluster"
         " max-repeats above-one",
         "Choice of samples": "pick score score-file logits dynamic draw seed",
-        "Method rates": "rates rate-column missing-rate max-rejected",
+        "Method rates": "rates rate-column missing-rate max-rejected match",
         "Method text-balance": "entries per-entry ignore-case plurals",
         "Methods mixture, between and within": "shares of",
         "Methods of your own": "methods option final-option",

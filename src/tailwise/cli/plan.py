@@ -20,7 +20,15 @@ from tailwise.cli.app import (
     with_progress,
 )
 from tailwise.cli.following import suggest, suggest_use
-from tailwise.cli.printing import budget_text, print_clusters, print_explanation, print_json, print_table, say
+from tailwise.cli.printing import (
+    budget_text,
+    print_clusters,
+    print_explanation,
+    print_json,
+    print_matched,
+    print_table,
+    say,
+)
 from tailwise.cli.requests import takes
 from tailwise.errors import UserError
 from tailwise.requests import ExportRequest, PlanRequest
@@ -59,7 +67,7 @@ def plan(
       tailwise plan my-catalog annealed --method dynamics --keep 0.5 --alpha 0 --alpha-end 1 --anneal-epochs 6
       tailwise plan my-catalog best --method top-score --score clip-score --keep 0.3
       tailwise plan my-catalog capped --method scs --score quality --score-file scores.parquet --logits --keep 1.0
-      tailwise plan my-catalog theirs --method rates --rates sampling_probabilities.json
+      tailwise plan my-catalog theirs --method rates --rates sampling_probabilities.json --match sha256 --missing-rate 0
       tailwise plan my-catalog balanced --method text-balance --entries entries.txt --per-entry 20000
       tailwise plan my-catalog mixed --method mixture --shares laion=0.6,cc12m=0.4 --keep 0.5
       tailwise plan my-catalog mixed-epochs --method mixture --of epochs --shares laion=0.6,cc12m=0.4 --max-repeats 4
@@ -119,6 +127,8 @@ def _print_notes(made: Plan, opened: Catalog, folder: Path) -> None:
         )
     if mixture := summary.get("mixture"):
         _print_mixture(mixture, int(made.config["max_repeats"]))
+    if "names_matched" in summary:
+        print_matched(f"{summary['names']:,} names of the file", summary, made.pool)
     if unknown := summary.get("rates_without_sample"):
         say(f"{unknown:,} rates belong to no sample")
 

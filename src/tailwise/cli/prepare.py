@@ -11,7 +11,7 @@ from typer import Option
 from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, say_note, with_progress
 from tailwise.cli.following import suggest as suggest_next
 from tailwise.cli.following import suggest_clusters, suggest_plan
-from tailwise.cli.printing import print_json, print_sizes, print_table, say
+from tailwise.cli.printing import print_json, print_matched, print_sizes, print_table, say
 from tailwise.cli.requests import takes
 from tailwise.requests import ClusterRequest, DedupRequest, FilterRequest, GroupRequest
 from tailwise.text import command_line
@@ -276,11 +276,12 @@ def filter_(
     dry_run: Annotated[bool, Option("--dry-run", help="Only print the distribution and what would go.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Leave out samples by a score, as a drop list for --without.
+    """Leave out samples by a score, or by a list made elsewhere, as a drop list for --without.
 
     Scores from embeddings: **clip-score**, **cliploss**, **normsim**; from the samples: **caption-characters**,
     **caption-words**, **width**, **height**, **pixels**, **aspect-ratio**, **image-bytes**. A score is made once and kept:
     another bound costs little.
+    --only FILE keeps the samples that a file names, --not FILE drops them.
 
     Examples:
       tailwise filter my-catalog --by clip-score --dry-run
@@ -288,6 +289,8 @@ def filter_(
       tailwise filter my-catalog --by caption-words --min 3 --max 60 --name captions --without duplicates
       tailwise filter my-catalog --by normsim --target imagenet.npy --keep 0.5
       tailwise filter my-catalog --by clip_l14_similarity_score --file metadata.parquet --min 0.28
+      tailwise filter my-catalog --only dfn_2b_inds.npy --strict 0.9 --refill random
+      tailwise filter my-catalog --not opted-out.csv --match url --name opted-out
     """
     from tailwise.catalog.kinds import CLUSTERING
     from tailwise.steps.scoring.filter import filter_samples, try_filter
@@ -297,13 +300,29 @@ def filter_(
     if as_json:
         print_json({"name": made.name, **made.summary})
     else:
-        _print_filtered(made)
-        if "dropped" not in made.summary:
+        if request.by is None:
+            _print_listed(made, request)
+        else:
+            _print_filtered(made)
+        if made.name is None and request.by is None:
+            suggest_next("filter", catalog, **{"only": request.only, "not": request.exclude, "match": request.match})
+        elif "dropped" not in made.summary:
             suggest_next("filter", catalog, by=made.summary["score"], keep=0.5)
         elif made.name is not None and (clusterings := CLUSTERING.finished(opened.folder)):
             suggest_plan(opened, "main" if "main" in clusterings else clusterings[0], [made.name])
         elif made.name is not None:
             suggest_clusters(opened, [made.name])
+
+
+def _print_listed(made: Filtered, request: FilterRequest) -> None:
+    found, path = made.summary, request.only or request.exclude
+    print_matched(f"{found['names']:,} names in {path}", found, found["pool"])
+    if repeated := found["entries"] - found["names"]:
+        use = f"; `tailwise plan … --rates {path}` draws them as often" if request.only is not None else ""
+        say(f"{repeated:,} entries repeat a name: a drop list keeps a sample once{use}")
+    if found.get("filled"):
+        say(f"{found['filled']:,} other samples take the place of missing ones ({request.refill})")
+    _print_dropped(made)
 
 
 def _print_filtered(made: Filtered) -> None:
@@ -317,8 +336,13 @@ def _print_filtered(made: Filtered) -> None:
     if summary.get("keys_without_sample"):
         say(f"{summary['keys_without_sample']:,} of the file's {summary['keys']:,} keys match no sample")
     if "dropped" in summary:
-        verb = "would drop" if made.name is None else f"drop list {made.name!r}: drops"
-        share = (
-            f"; {summary['kept']:,} stay, {summary['kept'] / summary['pool']:.1%} of the pool of {summary['pool']:,}"
-        )
-        say(f"{verb} {summary['dropped']:,} of {summary['samples']:,} samples{share * ('pool' in summary)}")
+        _print_dropped(made)
+
+
+def _print_dropped(made: Filtered) -> None:
+    summary, share = made.summary, ""
+    if "pool" in summary:  # older lists lack it
+        kept, pool = summary["kept"], summary["pool"]
+        share = f"; {kept:,} stay, {kept / pool:.1%} of the pool of {pool:,}"
+    verb = "would drop" if made.name is None else f"drop list {made.name!r}: drops"
+    say(f"{verb} {summary['dropped']:,} of {summary['samples']:,} samples{share}")

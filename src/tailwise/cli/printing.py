@@ -92,6 +92,15 @@ def _settings(config: Mapping[str, Any]) -> str:
     return "; ".join(text for phrase, value in given if (text := phrase(value)))
 
 
+def print_matched(names: str, found: Mapping[str, Any], pool: int) -> None:
+    """Print which share of the names of a list belongs to samples, and which share of the pool they are."""
+    matched, samples = found["names_matched"], found["samples_matched"]
+    say(
+        f"{matched:,} of {names} ({matched / max(found['names'], 1):.1%}) belong to samples, by {found['matched_by']}; "
+        f"these are {samples:,} of {pool:,} samples of the pool ({samples / pool:.1%})"
+    )
+
+
 def print_explanation(explanation: Explanation) -> None:
     """Print the figures of a plan."""
     config, final = explanation.config, explanation.config.get("final_options", {})

@@ -18,24 +18,35 @@ SHOWN = 10
 @app.command()
 def remove(
     catalog: CatalogPath,
-    keys: Annotated[Path, Option(help=".txt: a key or uid a line; .parquet: uid, or key, or shard and key.")],
+    keys: Annotated[
+        Path,
+        Option(
+            help=".txt: a key, uid, url or sha256 a line; .parquet, .csv, .tsv or .jsonl: uid, or key, or shard and key, or url, "
+            "sha256 or md5."
+        ),
+    ],
+    match: Annotated[
+        str | None,
+        Option(help="What --keys names samples by: uid, key, shard, url, sha256 or md5.  [default: what it has]"),
+    ] = None,
     reason: Annotated[str, Option(help="Stored, and shown when a sample is looked up.")] = "on request",
     dry_run: Annotated[bool, Option("--dry-run", help="Only report what would be done.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Remove samples for good: takedowns, opt-outs.
 
-    No plan or export draws them from now on, and training on a plan made before replaces them. Keys and uids that no sample has
+    No plan or export draws them from now on, and training on a plan made before replaces them. Names that no sample has
     are remembered: a sample that is imported later under one of them is removed at once. Nothing is deleted from the shards.
 
     Examples:
       tailwise remove my-catalog --keys opted-out.txt --reason "opt-out of 2026-11"
       tailwise remove my-catalog --keys takedown.parquet --dry-run
+      tailwise remove my-catalog --keys urls.csv --match url
     """
     from tailwise.steps.upkeep.remove import remove as run
 
     opened = open_catalog(catalog)
-    report = run(opened, keys, reason=reason, dry_run=dry_run, context=with_progress())
+    report = run(opened, keys, reason=reason, match=match, dry_run=dry_run, context=with_progress())
     if as_json:
         print_json(report.as_json())
         return
@@ -45,9 +56,9 @@ def remove(
     if report.repeated:
         say(f"{report.repeated:,} of {report.names:,} lines repeat another")
     if report.known:
-        say(f"{report.known:,} of {report.names:,} keys and uids were given before")
+        say(f"{report.known:,} of {report.names:,} names were given before")
     if report.several:
-        say(f"{report.several:,} keys or uids belong to several samples: all {report.of_several:,} of these {verb}")
+        say(f"{report.several:,} names belong to several samples: all {report.of_several:,} of these {verb}")
     if report.ambiguous:
         say(
             f"{len(report.ambiguous):,} lines are the key of one sample and the uid of another: taken as keys (name uids in a "
@@ -57,7 +68,7 @@ def remove(
         suggest("excluded", catalog, output="excluded.csv")
     if report.unknown:
         shown = ", ".join(report.unknown[:SHOWN]) + (", …" if len(report.unknown) > SHOWN else "")
-        say(f"{len(report.unknown):,} keys or uids belong to no sample, and are remembered for later imports: {shown}")
+        say(f"{len(report.unknown):,} names belong to no sample, and are remembered for later imports: {shown}")
 
 
 @app.command()

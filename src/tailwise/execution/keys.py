@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from tailwise.catalog.files import read_array, write_array
+from tailwise.catalog.noted import text_hash
 from tailwise.execution.base import KERNEL, Apply, Executor
 from tailwise.execution.local import LocalExecutor
 from tailwise.execution.shuffle import Shuffle
@@ -25,9 +26,19 @@ ENTRY = np.dtype([*HASH.descr, ("row", "<i8")])
 
 def hash_keys(keys: Iterable[str]) -> npt.NDArray[Any]:
     """128-bit hashes of keys: structured [n] with "high" and "low", uint64."""
-    blake2b = hashlib.blake2b
-    joined = b"".join([blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).digest() for key in keys])
-    return np.frombuffer(joined, HASH)
+    return np.frombuffer(b"".join(map(text_hash, keys)), HASH)
+
+
+def _hashes(keys: Iterable[str] | npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return keys if isinstance(keys, np.ndarray) else hash_keys(keys)
+
+
+def as_hashes(values: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Return a column of 16 bytes [n] as hashes (see `hash_keys`), HASH [n], and which there are: bool [n]."""
+    filled = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    there = filled.is_valid().to_numpy(zero_copy_only=False)
+    filled = filled.fill_null(bytes(16))
+    return np.frombuffer(filled.buffers()[1] or b"", HASH, len(filled), 16 * filled.offset), there
 
 
 def bits_of_buckets(rows: int, bucket_rows: int) -> int:
@@ -51,11 +62,11 @@ class KeyIndex:
         self._shuffle = Shuffle(folder / "entries", ENTRY, 1 << self.bits)
         folder.mkdir(parents=True)
 
-    def add(self, keys: Iterable[str], rows: npt.NDArray[np.int64]) -> None:
-        """Add keys and their rows, which no other call adds: tasks may add theirs. `seal` when all are in."""
+    def add(self, keys: Iterable[str] | npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> None:
+        """Add keys, or their hashes, and their rows, which no other call adds: tasks may add theirs. `seal` when all are in."""
         if not len(rows):
             return
-        hashes = hash_keys(keys)
+        hashes = _hashes(keys)
         entries = np.empty(len(hashes), ENTRY)
         entries["high"], entries["low"], entries["row"] = hashes["high"], hashes["low"], rows
         self._shuffle.write(str(rows[0]), [(buckets_of(hashes, self.bits), entries)])
@@ -83,14 +94,17 @@ class KeyIndex:
     def _sort(self, bucket: int) -> int:
         entries, twin = self._sorted(bucket)
         entries["row"][twin] = AMBIGUOUS
-        # The leading halves lie apart, so that a search touches only the pages it needs.
-        write_array(self.folder / f"{bucket}.high.npy", np.ascontiguousarray(entries["high"]))
-        write_array(self.folder / f"{bucket}.npy", entries)
+        self._write(bucket, entries)
         return int(twin.sum())
 
-    def find(self, keys: Iterable[str]) -> npt.NDArray[np.int64]:
-        """The row of each key, int64 [n]: ABSENT if no row has it, AMBIGUOUS if several have."""
-        hashes = hash_keys(keys)
+    def _write(self, bucket: int, entries: npt.NDArray[Any]) -> None:
+        """Write sorted entries; their leading halves lie apart, so that a search touches only the pages it needs."""
+        write_array(self.folder / f"{bucket}.high.npy", np.ascontiguousarray(entries["high"]))
+        write_array(self.folder / f"{bucket}.npy", entries)
+
+    def find(self, keys: Iterable[str] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """The row of each key, or hash, int64 [n]: ABSENT if no row has it, AMBIGUOUS if several have."""
+        hashes = _hashes(keys)
         rows = np.full(len(hashes), ABSENT, np.int64)
         buckets = buckets_of(hashes, self.bits)
         for bucket in np.unique(buckets):

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tailwise.catalog.noted import HASH_COLUMNS
 from tailwise.catalog.schema import SAMPLE_SCHEMA
 from tailwise.storage.files import open_binary
 
@@ -38,6 +39,7 @@ _BOOKKEEPING = frozenset(
     {"key", "status", "error_message", "width", "height", "original_width", "original_height", "exif", "sha256", "uid"}
     | {"source_shard", "source_key", "copy"}  # of our own exports
     | set(SAMPLE_SCHEMA.names)
+    | set(HASH_COLUMNS.values())
 )
 
 

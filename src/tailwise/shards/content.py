@@ -9,6 +9,7 @@ from typing import TypeAlias, TypedDict
 
 import pyarrow as pa
 
+from tailwise.catalog.noted import HASH_TYPE, hash_columns
 from tailwise.catalog.schema import NO_OFFSET, REJECTED_SCHEMA, SAMPLE_SCHEMA
 from tailwise.shards.decode import ImageError
 from tailwise.shards.grouping import MemberCounts, Record, rejection
@@ -30,7 +31,8 @@ class ParquetLayout(TypedDict):
 class ShardContent:
     """Samples of one file."""
 
-    samples: pa.Table  # SAMPLE_SCHEMA plus score columns, without `shard` and `uid` where the source gives none (null)
+    # SAMPLE_SCHEMA, columns of scores, and of hashes (`catalog.noted`); without `shard`, and `uid` where the source gives none (null)
+    samples: pa.Table
     rejected: pa.Table  # REJECTED_SCHEMA
     size_bytes: int  # of the file
     index_checksum: str  # 128-bit hash over what the index consists of
@@ -50,22 +52,23 @@ def unreadable_shard(path: str, cause: str) -> ShardContent:
     return without_samples([rejection(path, "unreadable tar", None, cause, rows=0)], 0)
 
 
-def samples_schema(scores: list[str]) -> pa.Schema:
-    """Return the columns of a ShardContent's samples."""
+def samples_schema(others: Sequence[str]) -> pa.Schema:
+    """Return the columns of a ShardContent's samples; `others` are those of scores, and of hashes of what the source notes."""
+    hashes = hash_columns(others)
     base = [item.with_nullable(True) if item.name in {"shard", "uid"} else item for item in SAMPLE_SCHEMA]
-    return pa.schema([*base, *(pa.field(name, pa.float64()) for name in scores)])
+    return pa.schema([*base, *(pa.field(name, HASH_TYPE if name in hashes else pa.float64()) for name in others)])
 
 
-def samples_without_bytes(columns: Mapping[str, pa.Array], scores: Mapping[str, pa.Array]) -> pa.Table:
+def samples_without_bytes(columns: Mapping[str, pa.Array], others: Mapping[str, pa.Array]) -> pa.Table:
     """Return the samples of a file that has no bytes of images, as a ShardContent takes them.
 
     Args:
         columns: columns of SAMPLE_SCHEMA, each [n]: key and caption; uid, width and height where the file gives them.
-        scores: float64 columns of other names, each [n].
+        others: columns of scores, float64, and of hashes, each [n].
     """
     unknown = {"image_extension": "", "image_bytes": 0, "caption_bytes": 0}
     unknown |= dict.fromkeys(("image_offset", "caption_offset"), NO_OFFSET)
-    schema, given = samples_schema(list(scores)), {**columns, **scores}
+    schema, given = samples_schema(list(others)), {**columns, **others}
     rest = {item.name: pa.scalar(unknown.get(item.name), item.type) for item in schema if item.name not in given}
     given |= {name: pa.repeat(value, len(columns["key"])) for name, value in rest.items()}
     return pa.table([given[name] for name in schema.names], schema)

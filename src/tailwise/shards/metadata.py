@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tailwise.catalog.noted import HASH_COLUMNS, HASH_TYPE, NOTED, hex_bytes, noted_hashes
 from tailwise.catalog.schema import REJECTED_SCHEMA
 from tailwise.shards.columns import (
     BATCH_ROWS,
@@ -26,6 +27,7 @@ from tailwise.shards.columns import (
     TOO_LONG,
     UserTable,
     count_rows,
+    is_text,
     numbers,
     score_columns,
     sides,
@@ -50,9 +52,7 @@ def parse_uid(value: object) -> bytes | None:
 
 def parse_uids(column: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
     """Return the bytes of the m uids of 32 hexadecimal digits in a column of strings [n], uint8 [m, 16]; and a mask of them, bool [n]."""
-    good = pc.match_substring_regex(column, f"^{_UID.pattern}$").fill_null(False)
-    joined = "".join(column.filter(good).to_pylist())
-    return np.frombuffer(bytes.fromhex(joined), np.uint8).reshape(-1, 16), good.to_numpy(zero_copy_only=False)
+    return hex_bytes(column, 32)
 
 
 class MetadataColumns(NamedTuple):
@@ -97,6 +97,8 @@ def read_metadata(path: str) -> ShardContent:
             unfit |= {name: f"it has {count} columns called {name!r}" for name, count in counts.items() if count > 1}
             sizes = [name for name, count in counts.items() if count == 1]
             kept, reasons, table, checksum = _rows(file, columns, [*sizes, *scores])
+            noted = noted_columns(file.schema_arrow)
+            hashes = {name: _hashes(file, name, column, kept) for name, column in noted.items()}
     except DAMAGE as error:
         reason = rejection(
             path, "unreadable metadata", None, str(error), rows=0 if is_remote(path) else count_rows(path)
@@ -130,7 +132,8 @@ def read_metadata(path: str) -> ShardContent:
     for side in SIDES:
         if (name := _side(columns, names, side)) in pixels:
             found[side] = pixels[name][0].filter(rows)
-    samples = samples_without_bytes(found, {name: numbers(table.column(name).filter(rows), name) for name in scores})
+    others = {name: numbers(table.column(name).filter(rows), name) for name in scores}
+    samples = samples_without_bytes(found, others | {HASH_COLUMNS[name]: values for name, values in hashes.items()})
     rejections = pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA)
     return ShardContent(samples, rejections, size_bytes, checksum)
 
@@ -151,6 +154,29 @@ def read_urls(path: str, samples: npt.NDArray[np.int64]) -> tuple[str, pa.Array]
             urls.append(values.take(here - first))
             first += len(values)
     return found.checksum, pa.chunked_array(urls)
+
+
+def noted_columns(schema: pa.Schema) -> dict[str, str]:
+    """Return which columns of text, in any case, note something of NOTED: name → column. One of several is none of them."""
+    lower = [name.lower() for name in schema.names]
+    there = {name: schema.field(lower.index(name)) for name in NOTED if lower.count(name) == 1}
+    return {name: column.name for name, column in there.items() if is_text(column.type)}
+
+
+def hashes_of(name: str, values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Return the hashes of a column of text that notes `name`: binary(16) [n], null where a text is none, too long or not UTF-8."""
+    found = texts(values, name, check=False)
+    good = pa.array(fitness(found) == "")
+    return noted_hashes(name, pc.if_else(good, found, pa.scalar(None, found.type)))
+
+
+def _hashes(file: UserTable, name: str, column: str, kept: npt.NDArray[np.bool_]) -> pa.Array:
+    """Return `hashes_of` a column, of the kept rows; no text is held."""
+    found, first = [pa.array([], HASH_TYPE)], 0
+    for values in _texts_of(file, column):
+        found.append(hashes_of(name, values.filter(pa.array(kept[first : first + len(values)]))))
+        first += len(values)
+    return pa.concat_arrays(found)
 
 
 def _columns_of(file: UserTable) -> MetadataColumns:
@@ -287,12 +313,13 @@ def _join(found: Sidecar, file: UserTable, keys: Collection[str]) -> None:
     for name in wanted:
         if file.schema_arrow.names.count(name) > 1:
             raise ValueError(f"it has several columns called {name!r}")
-    table = file.read([*wanted, *scores])
+    noted = noted_columns(file.schema_arrow)
+    table = file.read([*wanted, *noted.values(), *scores], [*noted.values()])
     if "status" in wanted:
         table = table.filter(pa.array([status == "success" for status in texts(table["status"], "status").to_pylist()]))
     for detail in unfit.values():
         found.reject("column not used", len(table), detail)
-    _match(found, table["key"], _records(found, table, scores), keys)
+    _match(found, table["key"], _records(found, table, scores, noted), keys)
 
 
 def _match(found: Sidecar, column: pa.ChunkedArray, records: Iterator[Record], keys: Collection[str]) -> None:
@@ -339,7 +366,7 @@ def _tar_keys(column: pa.ChunkedArray, keys: Collection[str]) -> list[str | Lite
     return [None if name is None else by_number.get(name, name) for name in names]
 
 
-def _records(found: Sidecar, table: pa.Table, scores: list[str]) -> Iterator[Record]:
+def _records(found: Sidecar, table: pa.Table, scores: list[str], noted: Mapping[str, str]) -> Iterator[Record]:
     """Yield the values of each row; those that cannot be used are counted."""
     columns: dict[str, list[Any]] = {}
     for name in (*SIDES, "uid"):
@@ -357,6 +384,8 @@ def _records(found: Sidecar, table: pa.Table, scores: list[str]) -> Iterator[Rec
                 found.reject(f"{name} is no whole number of pixels", int(other.sum()))
         except ValueError as error:
             found.reject("column not used", len(table), str(error))
+    for name, column in noted.items():
+        columns[HASH_COLUMNS[name]] = hashes_of(name, table[column]).to_pylist()
     for name in scores:
         values = numbers(table[name], name).to_numpy(zero_copy_only=False)
         columns[name] = [None if np.isnan(value) else float(value) for value in values]

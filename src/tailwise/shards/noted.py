@@ -1,15 +1,22 @@
-"""What the sources of a catalog note of its samples beside what the catalog holds: sha256 and url, of tables or of JSON in tars."""
+"""What the sources of a catalog note of its samples: url, sha256 and md5, of tables or of JSON in tars; and the hashes that it keeps."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from tailwise.catalog import layout
 from tailwise.catalog.catalog import REPLACED_BY, Catalog, Part
+from tailwise.catalog.files import read_record
+from tailwise.catalog.noted import HASH_COLUMNS, KEPT, noted_hashes
+from tailwise.execution.keys import HASH, as_hashes
 from tailwise.shards.columns import BATCH_ROWS, DAMAGE, table_at, texts
 from tailwise.shards.containers import IMAGES, METADATA, Container, containers_of
 from tailwise.shards.members import json_caption
@@ -18,7 +25,21 @@ from tailwise.shards.packed import plain
 from tailwise.shards.parquet_images import KEY_COLUMNS
 from tailwise.storage.files import open_binary
 
-NOTED = ("sha256", "url")
+
+def hashes_of_part(catalog: Catalog, part: Part, name: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Return the hash of `name`, one of NOTED, of each row of a part, HASH [rows], and where something notes it, bool [rows].
+
+    The sources are read only if an older version imported the part, which kept no hashes.
+
+    Raises:
+        OSError: a tar cannot be read.
+    """
+    path, column = catalog.samples_path(part.number), HASH_COLUMNS[name]
+    if column in pq.read_schema(path).names:
+        return as_hashes(catalog.samples(part, [column]).column(0))
+    if name in read_record(layout.marker(path)).get(KEPT, ()):
+        return np.zeros(part.rows, HASH), np.zeros(part.rows, np.bool_)
+    return as_hashes(noted_hashes(name, pa.array(noted_texts(catalog, part, name), pa.string())))
 
 
 def noted_texts(catalog: Catalog, part: Part, name: str) -> list[str]:
@@ -79,7 +100,7 @@ def _jsons(path: str, samples: pa.Table) -> Iterator[bytes]:
 
 def _value(content: bytes, name: str) -> str:
     with suppress(OSError):
-        return normalised(name, json_caption(content, (name,)).decode())
+        return json_caption(content, (name,)).decode()
     return ""
 
 
@@ -105,11 +126,6 @@ def _of_table(path: str, container: Container, name: str) -> Iterator[tuple[str,
                 keys = read[1] if id_column else [format(row, number) for row in rows]
                 first += len(batch)
                 for key, value in zip(keys, read[0], strict=True):
-                    yield (key.lower() if id_column.lower() == "uid" else key), normalised(name, value)
+                    yield (key.lower() if id_column.lower() == "uid" else key), value
     except DAMAGE:  # the import has reported it
         return
-
-
-def normalised(name: str, text: str) -> str:
-    """Return a text as it is compared: a sha256 in lower case."""
-    return text.lower() if name == "sha256" else text

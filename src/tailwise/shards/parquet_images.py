@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tailwise.catalog.noted import HASH_COLUMNS
 from tailwise.catalog.schema import REJECTED_SCHEMA
 from tailwise.shards.columns import (
     DAMAGE,
@@ -40,7 +41,7 @@ from tailwise.shards.decode import too_long
 from tailwise.shards.fingerprint import read_fingerprint, shard_blocks
 from tailwise.shards.grouping import DEFAULT, rejection
 from tailwise.shards.members import MemberChoice
-from tailwise.shards.metadata import SIDES, parse_uid
+from tailwise.shards.metadata import SIDES, hashes_of, noted_columns, parse_uid
 from tailwise.storage.errors import NoRangesError
 from tailwise.storage.files import local_file, open_whole
 from tailwise.storage.ranged_file import RangedFile
@@ -227,7 +228,7 @@ def read_images(path: str, choice: MemberChoice = DEFAULT) -> ShardContent:
                 raise ValueError("it has no column of images")
             reader = _Reader(path, file, columns)
             tables = [reader.samples(number) for number in range(file.num_row_groups)]
-            table = pa.concat_tables([samples_schema(reader.scores).empty_table(), *tables])
+            table = pa.concat_tables([samples_schema(reader.others).empty_table(), *tables])
             checksum, fingerprint = _checksum(file.metadata), read_fingerprint(path, size_bytes, read)
     except DAMAGE as error:
         return without_samples([rejection(path, "unreadable Parquet file", None, str(error), rows=0)], size_bytes)
@@ -248,11 +249,13 @@ class _Reader:
         ]
         self.groups: list[int] = []  # bytes of images and captions of each row group
         self._names = set(file.schema_arrow.names)
+        self._noted = noted_columns(file.schema_arrow)
+        self.others = [*self.scores, *map(HASH_COLUMNS.__getitem__, self._noted)]
         self._keys, self._rows = set[str](), 0
 
     @cached_property
     def _read(self) -> list[str]:
-        wanted = [*self.columns, "status", "uid", *SIDES, *self.scores]
+        wanted = [*self.columns, "status", "uid", *SIDES, *self._noted.values(), *self.scores]
         return list(dict.fromkeys(name for name in wanted if name and name.split(".")[0] in self._names))
 
     def samples(self, number: int) -> pa.Table:
@@ -283,7 +286,9 @@ class _Reader:
             columns["uid"] = pa.array(
                 map(parse_uid, uid_texts(table.column("uid")).filter(rows).to_pylist()), pa.binary(16)
             )
-        schema = samples_schema(self.scores)
+        for name, column in self._noted.items():
+            columns[HASH_COLUMNS[name]] = hashes_of(name, table.column(column).filter(rows))
+        schema = samples_schema(self.others)
         given = [columns.get(item.name, pa.nulls(int(kept.sum()), item.type)) for item in schema]
         return pa.table(given, schema)
 

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from tailwise.catalog.noted import HASH_COLUMNS, hash_columns, noted_record
 from tailwise.catalog.schema import REJECTED_SCHEMA, SAMPLE_SCHEMA
 from tailwise.shards.columns import MAX_TEXT_BYTES
 from tailwise.shards.content import HARMLESS, Pairs, ShardContent, samples_schema, unreadable_shard, without_samples
@@ -43,6 +44,7 @@ FOUND_COLUMNS = (
     *("json_offset", "json_bytes"),
 )
 OF_JSON = frozenset({*SIDES, "uid"})
+HASHES = frozenset(HASH_COLUMNS.values())
 MAX_JSON_BYTES = 16_000_000  # a longer one is ignored, as a broken one
 MAX_KEPT_BYTES = 1 << 16  # of a text that is kept until it is needed
 MAX_TARGET_BYTES = 1 << 20  # of a class number or some captions
@@ -201,7 +203,9 @@ class _Reader:
             place: tuple[int | None, int | None] = (None, None)
             if description is not None and description.size <= MAX_JSON_BYTES:
                 place = description.offset, description.size
-                if more is None or not more.keys() >= OF_JSON:  # the sidecar's values go first
+                if more is None or not (
+                    more.keys() >= OF_JSON and more.keys() & HASHES
+                ):  # the sidecar's values go first
                     value = value if self.choice.fields else self._parsed(description)
                     found = _from_json(value, self.unused)
                     more = {**found, **more} if more else found
@@ -267,8 +271,10 @@ def _too_long(size_bytes: int) -> _FaultError:
 
 
 def _table(samples: list[tuple[Any, ...]], sidecar: dict[str, Record]) -> pa.Table:
-    schema = samples_schema(sorted({name for row in sidecar.values() for name in row} - {*SAMPLE_SCHEMA.names}))
     *found, records = zip(*samples, strict=True) if samples else [()] * (len(FOUND_COLUMNS) + 1)
+    others = {name for row in sidecar.values() for name in row} - {*SAMPLE_SCHEMA.names} - HASHES
+    hashes = HASHES & {name for record in records if record for name in record}
+    schema = samples_schema([*sorted(others), *hash_columns(hashes)])
     columns: dict[str, Any] = dict(zip(FOUND_COLUMNS, found, strict=True))
     some = any(records)
     for name in set(schema.names) - set(FOUND_COLUMNS):
@@ -294,7 +300,7 @@ def read_member(stream: BinaryIO, member: Member) -> bytes:
 
 
 def _from_json(value: Any, unused: Counter[str]) -> Record:  # noqa: ANN401  (a JSON value)
-    """Return width, height and uid, if the JSON has them; values that cannot be used are counted by reason."""
+    """Return width, height, uid and hashes, if the JSON has them; values that cannot be used are counted by reason."""
     if not isinstance(value, dict):
         unused[".json is no JSON object"] += 1
         return {}
@@ -306,7 +312,7 @@ def _from_json(value: Any, unused: Counter[str]) -> Record:  # noqa: ANN401  (a 
         found["uid"] = uid
     elif value.get("uid") is not None:
         unused["uid in .json is not 32 hexadecimal digits"] += 1
-    return found
+    return found | noted_record(value)
 
 
 def _is_side(value: object) -> bool:

@@ -27,7 +27,7 @@ from tailwise.shards.columns import DAMAGE, MAX_DIMENSION, count_rows
 from tailwise.storage.local import replacing
 
 FLOATS = (np.float16, np.float32, np.float64)
-Naming = Literal["key", "uid", "sha256", "url"]  # "key": a key, or a path that ends in tar and key
+Naming = Literal["key", "uid", "sha256", "md5", "url"]  # "key": a key, or a path that ends in tar and key
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip: signature, …, length of the name, length of the extra field
 _COPY_BYTES = 1 << 22
 

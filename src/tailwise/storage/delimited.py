@@ -44,10 +44,16 @@ def read_text(source: Path | str | bytes, most: int = MAX_TEXT) -> str:
 def read_keys(path: Path) -> list[str]:
     """Return the keys of a list, one a line, without empty lines; raise a UserError if it cannot be read, or an escaped line is damaged."""
     try:
-        lines = enumerate(read_text(path).split("\n"), start=1)
-        return [key_of(line, number) for number, line in lines if line]
+        return [key for _, key in iterate_keys(path)]
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read as a list of keys: {error}") from error
+
+
+def iterate_keys(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield number and key of each line of a list that is not empty; an OSError or ValueError if it cannot be read."""
+    for number, line in enumerate(_lines(path), start=1):
+        if text := line.removesuffix("\n"):
+            yield number, key_of(text, number)
 
 
 def line_of(key: str) -> str:

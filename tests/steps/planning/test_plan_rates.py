@@ -75,7 +75,8 @@ def test_rates_of_another_pool_are_refused(small_catalog, tmp_path):
     plan = make_plan(
         small_catalog, "p", PlanRequest("rates", rates=tmp_path / "r.json", missing_rate=0.0, max_rejected=0.25)
     )
-    assert plan.manifest["summary"] == {"pool": 600, "eligible": 450, "rates_without_sample": 150}
+    figures = {"matched_by": "key", "names": 600, "names_matched": 450, "samples_matched": 450}
+    assert plan.manifest["summary"] == {"pool": 600, "eligible": 450, "rates_without_sample": 150, **figures}
 
 
 def test_static_rates_draw_the_same_every_epoch(small_catalog, tmp_path, rates):
@@ -119,12 +120,12 @@ def test_bad_files_are_one_line(small_catalog, tmp_path, content, message):
 
 def test_other_bad_arguments(small_catalog, tmp_path):
     pq.write_table(pa.table({"x": [1]}), tmp_path / "r.parquet")
-    (tmp_path / "r.csv").write_text("key,rate")
+    (tmp_path / "r.bin").write_text("key,rate")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     for name, message in {
         "none.json": "is no file",
-        "r.csv": "rates are read from .json or .parquet",
-        "r.parquet": "needs the column 'rate' and one of uid, key, image_path; it has x",
+        "r.bin": "rates are read from .json, .npy, .txt, .parquet, .csv, .tsv, .jsonl",
+        "r.parquet": "needs the column 'rate' and one of uid, shard, key, image_path, sha256, md5, url; it has x",
         "broken.parquet": "can't be read as Parquet",
     }.items():
         with pytest.raises(UserError, match=message):

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.files import create_array, file_digest
+from tailwise.catalog.noted import HASH_COLUMNS
 from tailwise.context import Context
 from tailwise.errors import MAX_REJECTED, NotFoundError, UserError, check_share
 from tailwise.execution.base import KERNEL, Apply
@@ -26,7 +27,7 @@ from tailwise.steps.grouping.write import NO_GROUP, Groups, Pool, check_count, m
 from tailwise.steps.importing.join import Columns, join_values, read_columns
 
 PLACES = tuple(f"{member}_{what}" for member in ("image", "caption", "json") for what in ("offset", "bytes"))
-IDENTITY = ("key", "uid", "caption", *PLACES)
+IDENTITY = ("key", "uid", "caption", *HASH_COLUMNS.values(), *PLACES)
 MISSING = ("leave-out", "own-group")
 SUFFIXES = (".parquet", ".tsv", ".csv")
 

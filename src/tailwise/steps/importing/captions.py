@@ -31,7 +31,7 @@ from tailwise.requests import CaptionsRequest, refuse_given
 from tailwise.shards.columns import MAX_TEXT_BYTES, texts
 from tailwise.shards.members import JSON_FIELD, MemberChoice, json_caption
 from tailwise.shards.metadata import UNFIT, fitness
-from tailwise.shards.noted import jsons_of, normalised
+from tailwise.shards.noted import jsons_of
 from tailwise.sources.embedding_files import NamedRows, Naming
 from tailwise.sources.tar_files import find_tables
 from tailwise.steps.importing.join import NO_KEY, column_names, read_columns
@@ -41,7 +41,14 @@ from tailwise.storage.local import scratch
 from tailwise.text import did_you_mean
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl")
-KINDS: dict[str, Naming] = {"uid": "uid", "key": "key", "image_path": "key", "sha256": "sha256", "url": "url"}
+KINDS: dict[str, Naming] = {
+    "uid": "uid",
+    "key": "key",
+    "image_path": "key",
+    "sha256": "sha256",
+    "md5": "md5",
+    "url": "url",
+}
 COLUMNS = ("caption", "text", "re_caption", "recaption")  # that hold captions, where the user names none
 EMPTY, LONG, NOT_UTF8 = "no caption in the row", "caption is too long", "caption is not UTF-8"
 NO_TEXT = "no caption in the JSON"
@@ -181,7 +188,7 @@ class _Table(NamedRows):
                 captions = texts(values, self.column, check=False)
             except ValueError as error:
                 raise UserError(f"{self.path} has no captions in column {self.column!r}: {error}") from error
-            found = ["" if name == NO_KEY else normalised(self.naming, name) for name in names]
+            found = ["" if name == NO_KEY else name for name in names]
             yield pa.array(found, pa.string()), captions
 
     def names(self) -> Iterable[pa.Array]:

@@ -1,8 +1,8 @@
-"""Joins: values that a file gives by uid or key, to the rows of a snapshot."""
+"""Joins: values that a file gives by uid, key, url or hash, to the rows of a snapshot."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.errors import UserError
-from tailwise.execution.keys import ABSENT, AMBIGUOUS, KeyIndex
 from tailwise.shards.columns import BATCH_BYTES, DAMAGE, numbers, open_table, texts, uid_texts
+from tailwise.steps.importing.names import NameIndex, named_rows, sample_name
 from tailwise.storage.delimited import key_of, read_objects, read_rows
 
 BATCH = 262_144
-IDENTIFIERS = ("uid", "key", "image_path")
+IDENTIFIERS = ("uid", "key", "image_path", "sha256", "md5", "url")
 NO_KEY = "\n"  # stands for a missing identifier: no sample's key holds a line break
 Batch = tuple[list[str], npt.NDArray[np.float64]]
 Columns = Iterator[tuple[list[str], pa.Array]]  # identifiers and values
@@ -60,7 +60,7 @@ def read_columns(
 
     def columns() -> Columns:
         try:
-            for keys, values in _form(path).read(path, identifier, column, kind is not None):
+            for keys, values in read_table_columns(path, [identifier, column], lenient=kind is not None):
                 uids = (kind or identifier) == "uid"
                 named = pc.utf8_lower(uid_texts(keys, identifier)) if uids else texts(keys, identifier)
                 yield named.fill_null(NO_KEY).to_pylist(), values
@@ -75,36 +75,44 @@ def _names(path: Path) -> list[str]:
         return list(file.schema_arrow.names)
 
 
-def _parquet(path: Path, identifier: str, column: str, lenient: bool) -> Iterator[list[pa.Array]]:
+def read_table_columns(path: Path, columns: Sequence[str], *, lenient: bool = False) -> Iterator[list[pa.Array]]:
+    """Yield some columns of a table (see `column_names`), in batches; the values of the last one may be too long if `lenient`.
+
+    Raises DAMAGE if the table cannot be read.
+    """
+    return _form(path).read(path, columns, lenient)
+
+
+def _parquet(path: Path, columns: Sequence[str], lenient: bool) -> Iterator[list[pa.Array]]:
     with open_table(path) as file:
-        columns = list(dict.fromkeys([identifier, column]))
-        for batch in file.iter_batches(BATCH, columns, [column] * lenient):
-            yield [batch.column(name) for name in (identifier, column)]
+        for batch in file.iter_batches(BATCH, list(dict.fromkeys(columns)), columns[-1:] if lenient else ()):
+            yield [batch.column(name) for name in columns]
 
 
-def _delimited(path: Path, identifier: str, column: str, lenient: bool) -> Iterator[list[pa.Array]]:  # noqa: ARG001
+def _delimited(path: Path, columns: Sequence[str], lenient: bool) -> Iterator[list[pa.Array]]:  # noqa: ARG001
     """Everything is text: keys such as 000123 are no numbers. Empty fields have no value. Keys are written as in a list of keys."""
     rows = read_rows(path)
     _, names = next(rows)
-    at, other = names.index(identifier), names.index(column)
-    for batch in _batches((number, (row[at], row[other])) for number, row in rows):
-        keys = [key_of(row[0], number) if identifier == "key" else row[0] for number, row in batch]
-        pairs = keys, [row[1] for _, row in batch]
-        yield [pa.array([text or None for text in texts], pa.string()) for texts in pairs]
+    places = [names.index(name) for name in columns]
+    for batch in batched((number, [row[at] for at in places]) for number, row in rows):
+        for at, name in enumerate(columns):
+            if name == "key":
+                for number, row in batch:
+                    row[at] = key_of(row[at], number)
+        yield [pa.array([row[at] or None for _, row in batch], pa.string()) for at in range(len(columns))]
 
 
-def _objects(path: Path, identifier: str, column: str, lenient: bool) -> Iterator[list[pa.Array]]:  # noqa: ARG001
-    pairs = ((0, (item.get(identifier), item.get(column))) for item in read_objects(path))
-    for batch in _batches(pairs):
-        yield [pa.array([pair[at] for _, pair in batch]) for at in (0, 1)]
+def _objects(path: Path, columns: Sequence[str], lenient: bool) -> Iterator[list[pa.Array]]:  # noqa: ARG001
+    for batch in batched((0, [item.get(name) for name in columns]) for item in read_objects(path)):
+        yield [pa.array([row[at] for _, row in batch]) for at in range(len(columns))]
 
 
-Pair = TypeVar("Pair", bound=tuple[Any, Any])
+Row = TypeVar("Row", bound=Sequence[Any])
 
 
-def _batches(rows: Iterable[tuple[int, Pair]]) -> Iterator[list[tuple[int, Pair]]]:
-    """Yield lists of numbered pairs, of at most BATCH rows and about BATCH_BYTES characters."""
-    batch, size = list[tuple[int, Pair]](), 0
+def batched(rows: Iterable[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]]]:
+    """Yield lists of numbered rows, of at most BATCH rows and about BATCH_BYTES characters."""
+    batch, size = list[tuple[int, Row]](), 0
     for row in rows:
         batch.append(row)
         size += sum(len(value) for value in row[1] if isinstance(value, str))
@@ -121,8 +129,8 @@ class _Form:
 
     title: str  # in errors
     names: Callable[[Path], list[str]]  # of its columns
-    # path, two columns, whether long texts are replaced
-    read: Callable[[Path, str, str, bool], Iterator[list[pa.Array]]]
+    # path, columns, whether long texts of the last one are replaced
+    read: Callable[[Path, Sequence[str], bool], Iterator[list[pa.Array]]]
 
 
 _TABLE = _Form("a table", lambda path: next(read_rows(path), (0, [""]))[1], _delimited)
@@ -160,21 +168,19 @@ def join_values(
     work: Path,
     what: str,
     max_rejected: float,
-    check: Callable[[list[str], npt.NDArray[np.float64]], None] | None = None,
 ) -> int:
-    """Fills in the value of every row that a file names.
+    """Fill in the value of every row that a file names.
 
     Args:
         catalog: with the samples.
         snapshot: whose rows.
-        identifier: that the file names samples by: one of IDENTIFIERS.
+        identifier: that the file names samples by: one of IDENTIFIERS. A key may belong to one sample only.
         batches: identifiers and values.
         target: float32 [N], NaN; rows that no batch names stay so.
-        work: a folder for an index, 32 bytes a row; must not exist yet.
+        work: a folder for an index, about 50 bytes a name; must not exist yet.
         what: a value is called, in errors.
         max_rejected: share of the values that may belong to no sample where as great a share of the samples has no value. A file may
             name more samples than the pool has, or fewer; one that does both is of another pool.
-        check: refuses bad values of a batch.
 
     Returns:
         How many values belong to no sample.
@@ -182,52 +188,45 @@ def join_values(
     Raises:
         UserError: a key belongs to several samples, a sample is given twice, or too little matches.
     """
-    index = _index(catalog, snapshot, identifier, work)
-    unknown, read, first = 0, 0, ""
+    index = NameIndex(work, snapshot.rows)
     for keys, values in batches:
-        read += len(keys)
-        if check:
-            check(keys, values)
-        rows = index.find(keys)
-        ambiguous = np.flatnonzero(rows == AMBIGUOUS)
-        if ambiguous.size:
-            raise UserError(
-                f"the key {keys[ambiguous[0]]!r} belongs to several samples: name them by uid, in a Parquet file"
-            )
-        _check_given_once(keys, rows, target, what)
-        absent = np.flatnonzero(rows == ABSENT)
-        first = first or next((keys[at] for at in absent[:1]), "")
-        unknown += len(absent)
-        with np.errstate(over="ignore"):  # values beyond float32 become infinite
-            target[rows[rows >= 0]] = values[rows >= 0]
-    lacking = int(np.isnan(target).sum())
-    if unknown > max_rejected * read and lacking > max_rejected * len(target):
-        raise UserError(
-            f"{unknown:,} of {read:,} rows ({unknown / read:.1%}) belong to no sample, such as {first!r}, and {lacking:,} of "
-            f"{len(target):,} samples ({lacking / len(target):.1%}) have no {what}, both more than `max_rejected` {max_rejected:g}: give a "
-            f"file of this pool, whose {identifier}s are the samples' own, or a greater `max_rejected`"
-        )
-    return unknown
-
-
-def _text(value: object) -> str:
-    return value.hex() if isinstance(value, bytes) else str(value)
-
-
-def _index(catalog: Catalog, snapshot: Snapshot, identifier: str, folder: Path) -> KeyIndex:
-    index, replaced = KeyIndex(folder, snapshot.rows), catalog.replaced_rows(snapshot)
-    column = "uid" if identifier == "uid" else "key"
-    for part in catalog.parts(snapshot):
-        rows = np.setdiff1d(np.arange(part.first_row, part.first_row + part.rows), replaced, assume_unique=True)
-        values = catalog.samples(part, [column]).column(0).take(pa.array(rows - part.first_row)).to_pylist()
-        index.add(map(_text, values), rows)
+        index.take(identifier, keys, values)
     index.seal()
-    return index
+    fill(catalog, snapshot, identifier, index, target, what)
+    refuse_other_pool(identifier, index, target, what, max_rejected)
+    return index.unknown
 
 
-def _check_given_once(keys: list[str], rows: npt.NDArray[np.int64], target: npt.NDArray[np.float32], what: str) -> None:
-    hits = np.flatnonzero(rows >= 0)
-    _, first = np.unique(rows[hits], return_index=True)
-    again = np.setdiff1d(hits, hits[first[np.isnan(target[rows[hits[first]]])]])
-    if again.size:
-        raise UserError(f"the {what} of {keys[again[0]]!r} is given twice: give each sample one {what}")
+def fill(
+    catalog: Catalog,
+    snapshot: Snapshot,
+    identifier: str,
+    index: NameIndex,
+    target: npt.NDArray[np.float32],
+    what: str | None,
+) -> None:
+    """Fill in the value of every row that an index names; a UserError if a key has several samples, or a sample two values.
+
+    `what` is None for values that count how often a name is given.
+    """
+    for part, places in named_rows(catalog, snapshot, identifier, index):
+        hits = np.flatnonzero(places >= 0)
+        for at in hits[index.copies[places[hits]] > 1][:1] if what else ():
+            name = sample_name(catalog, part, int(at), identifier)
+            raise UserError(f"the {what} of {name!r} is given twice: give each sample one {what}")
+        with np.errstate(over="ignore"):  # values beyond float32 become infinite
+            target[part.first_row + hits] = index.values[places[hits]]
+
+
+def refuse_other_pool(
+    identifier: str, index: NameIndex, target: npt.NDArray[np.float32], what: str, max_rejected: float
+) -> None:
+    """Raise a UserError if a greater share of the names has no sample, and of the samples no value; see `join_values`."""
+    lacking = int(np.isnan(target).sum())
+    if index.unknown > max_rejected * index.count and lacking > max_rejected * len(target):
+        example = f", such as {index.example!r}" if index.example is not None else ""
+        raise UserError(
+            f"{index.unknown:,} of {index.count:,} rows ({index.unknown / index.count:.1%}) belong to no sample{example}, and "
+            f"{lacking:,} of {len(target):,} samples ({lacking / len(target):.1%}) have no {what}, both more than `max_rejected` "
+            f"{max_rejected:g}: give a file of this pool, whose {identifier}s are the samples' own, or a greater `max_rejected`"
+        )

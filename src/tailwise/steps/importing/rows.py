@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tailwise.catalog.catalog import Catalog, Part
-from tailwise.execution.keys import ABSENT, AMBIGUOUS, KeyIndex
+from tailwise.catalog.noted import NOTED, noted_hashes
+from tailwise.execution.keys import ABSENT, AMBIGUOUS, KeyIndex, as_hashes, hash_keys
 from tailwise.shards.columns import DAMAGE
-from tailwise.shards.noted import NOTED, noted_texts
+from tailwise.shards.noted import hashes_of_part
 from tailwise.sources.embedding_files import NamedRows
 from tailwise.sources.paths import Place, dotted_key, homes, in_folder, in_tar, match_tars
 
@@ -153,8 +154,11 @@ class RowFinder:
         rows = np.full(len(texts), ABSENT, np.int64)
         elsewhere = np.zeros(len(texts), np.bool_)
         strange = np.zeros(len(texts), np.bool_)
+        hashes, named = hash_keys(texts), np.ones(len(texts), np.bool_)
+        if kind in NOTED:
+            hashes, named = as_hashes(noted_hashes(kind, pa.array(texts, pa.string())))
         for (wanted, given), index in self._indices[kind].items():
-            hits = index.find(texts)
+            hits = np.where(named, index.find(hashes), ABSENT)
             if own and not given:
                 strange |= hits != ABSENT
             elif not wanted:
@@ -172,13 +176,13 @@ class RowFinder:
         for part in self._parts:
             samples = self._catalog.samples(part, ["shard", "key", "uid"])
             columns = (samples.column(name).to_pylist() for name in ("shard", "key", "uid"))
-            texts: list[str] = (
-                noted_texts(self._catalog, part, kind)
-                if kind in NOTED
-                else [_TEXTS[kind](*row) for row in zip(*columns, strict=True)]
-            )
+            if kind in NOTED:
+                hashes, there = hashes_of_part(self._catalog, part, kind)
+            else:
+                texts = [_TEXTS[kind](*row) for row in zip(*columns, strict=True)]
+                hashes, there = hash_keys(texts), np.array(list(map(bool, texts)), np.bool_)
             shards = samples.column("shard").to_numpy()
-            named = np.array(list(map(bool, texts)), np.bool_) & ~np.isin(shards, list(self._catalog.replaced()))
+            named = there & ~np.isin(shards, list(self._catalog.replaced()))
             given = np.ones(len(shards), np.bool_) if self._given is None else np.isin(shards, list(self._given))
             for is_given in (True, False):
                 at = np.flatnonzero((given == is_given) & named)
@@ -186,8 +190,7 @@ class RowFinder:
                     name = (part.number in self._wanted, is_given)
                     if name not in indices:
                         indices[name] = KeyIndex(self._work / f"{kind}-{'-'.join(map(str, map(int, name)))}", total)
-                    chosen = texts if at.size == len(texts) else [texts[position] for position in at]
-                    indices[name].add(chosen, part.first_row + at)
+                    indices[name].add(hashes[at], part.first_row + at)
         for index in indices.values():
             index.seal()
         return indices

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Snapshot, true_path
 from tailwise.catalog.files import known_digest, read_record, read_table, write_record, write_table
+from tailwise.catalog.noted import KEPT, NOTED
 from tailwise.catalog.rejections import Rejections
 from tailwise.catalog.schema import FINGERPRINT, PARQUET, REPLACES, SHARD_SCHEMA
 from tailwise.context import Context
@@ -333,5 +334,5 @@ def _write_part(folder: Path, notes: Mapping[str, Any], part: _Part) -> tuple[in
         ]
         write_table(path, pa.concat_tables(samples, promote_options="default"))
         content = {"tars": part.tars, "shards": part.shards, "digest": known_digest(path)}
-        write_record(_marker(catalog, part.number), {**content, **notes})
+        write_record(_marker(catalog, part.number), {**content, **notes, KEPT: list(NOTED)})
     return part.number, part.shards

@@ -32,7 +32,9 @@ class OtherMethod:
 
 _CAPPED = ("score", "score_file", "temperature", "keep", "budget", "without", "draw")
 OTHER_METHODS = {
-    "rates": OtherMethod(make_rate_plan, ("rates", "rate_column", "missing_rate", "max_rejected"), ("above_one",)),
+    "rates": OtherMethod(
+        make_rate_plan, ("rates", "rate_column", "missing_rate", "max_rejected", "match"), ("above_one",)
+    ),
     "text-balance": OtherMethod(
         make_balanced_plan, ("entries", "per_entry", "ignore_case", "plurals"), ("keep", "budget", "without")
     ),

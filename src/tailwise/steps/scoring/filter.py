@@ -24,6 +24,7 @@ from tailwise.mapped import release_pages
 from tailwise.plan.budget import samples_of_share
 from tailwise.requests import FilterRequest, ScoreRequest, refuse_given
 from tailwise.steps.drops import drop_table, write_drops
+from tailwise.steps.scoring.by_list import drop_by_list, try_list
 from tailwise.steps.scoring.scores import score_config, score_figures, score_inputs, score_parts
 
 QUANTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)  # percent
@@ -39,7 +40,7 @@ class Filtered:
     Attributes:
         name: of the drop list; None after a trial.
         summary: score, pool (samples that are not removed), samples (that take part), scored, quantiles (percent, score); of a file also
-            keys and keys_without_sample; with a rule also kept, dropped, reasons.
+            keys and keys_without_sample; with a rule also kept, dropped, reasons. Of a list: see `by_list.drop_by_list`.
     """
 
     name: str | None
@@ -47,22 +48,24 @@ class Filtered:
 
 
 def filter_samples(catalog: Catalog | str | Path, request: FilterRequest, context: Context | None = None) -> Filtered:
-    """Make a drop list of the samples of the newest snapshot whose score doesn't pass a rule.
+    """Make a drop list of the samples of the newest snapshot whose score doesn't pass a rule, or that a list names, or doesn't.
 
     Args:
         catalog: or its path; with what the score is made from.
-        request: the score, and which scores stay.
+        request: the score, and which scores stay; or the list.
         context: runs the tasks and shows progress.
 
     Raises:
-        UserError: a bad rule, no such score, no sample with one, or nothing would be left.
+        UserError: a bad rule, no such score, no sample with one, a list that can't be read or is of another pool, or nothing would be left.
     """
     context = context or Context()
     catalog = Catalog.open(catalog)
+    name = plain_name(request.list_name) if request.name is None else request.name
+    if request.by is None:
+        drop_by_list(catalog, name, request, context)
+        return Filtered(name, DropList(catalog, name).summary)
     _check(request)
-    score = request.score
-    name = plain_name(score.name) if request.name is None else request.name
-    snapshot = catalog.snapshot()
+    score, snapshot = request.score, catalog.snapshot()
     survivors = Survivors(catalog, request.without, snapshot)
     config = {
         "snapshot": snapshot.number,
@@ -86,6 +89,8 @@ def try_filter(catalog: Catalog | str | Path, request: FilterRequest, context: C
     context = context or Context()
     catalog = Catalog.open(catalog)
     refuse_given(request, {"name"}, "with `dry_run`: no drop list is made")
+    if request.by is None:
+        return Filtered(None, try_list(catalog, request, context))
     ruled = any(getattr(request, bound) is not None for bound in BOUNDS)
     if ruled:
         _check(request)

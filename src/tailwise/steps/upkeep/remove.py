@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,21 @@ import pyarrow as pa
 
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog
+from tailwise.catalog.files import read_record
+from tailwise.catalog.noted import HEX_DIGITS, KEPT, NOTED, noted_hash
 from tailwise.catalog.removals import NAMES_SCHEMA, Removing, removals_folder
 from tailwise.context import Context
-from tailwise.errors import NotFoundError, UserError
-from tailwise.shards.columns import DAMAGE, open_table
+from tailwise.errors import NotFoundError, UnsupportedError, UserError
+from tailwise.shards.columns import DAMAGE
+from tailwise.steps.importing.join import column_names, read_table_columns
+from tailwise.steps.importing.listed import MATCHES, guessed
 from tailwise.storage.delimited import read_keys
 from tailwise.storage.local import locked
-from tailwise.text import is_unicode
+from tailwise.text import did_you_mean, is_unicode
 
 UID = re.compile(r"[0-9a-fA-F]{32}")
 DEFAULT_REASON = "on request"
+TABLES = (".parquet", ".csv", ".tsv", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -33,15 +39,15 @@ class RemovalReport:
     Attributes:
         number: of the removal; None where nothing was written.
         reason: as given.
-        names: keys and uids that the file gives.
+        names: keys, uids, urls and hashes that the file gives.
         repeated: of these, lines that an earlier line repeats.
         known: of these, named by an earlier removal.
         removed: samples that are removed by it.
         removed_before: samples it names that had been removed.
-        several: keys and uids that several samples have; all of those samples are removed.
+        several: names that several samples have; all of those samples are removed.
         of_several: how many samples these are.
         ambiguous: lines that are the key of one sample and the uid of another; taken as keys.
-        unknown: keys and uids that no sample has. They are remembered: a sample imported later is removed at once.
+        unknown: names that no sample has. They are remembered: a sample imported later is removed at once.
         removed_in_all: samples of the newest snapshot that are removed, by all removals.
     """
 
@@ -64,7 +70,13 @@ class RemovalReport:
 
 
 def remove(
-    catalog: Catalog, path: Path, *, reason: str = DEFAULT_REASON, dry_run: bool = False, context: Context | None = None
+    catalog: Catalog,
+    path: Path,
+    *,
+    reason: str = DEFAULT_REASON,
+    match: str | None = None,
+    dry_run: bool = False,
+    context: Context | None = None,
 ) -> RemovalReport:
     """Removes samples: no plan made afterwards draws them, no export holds them, and training on an old plan replaces them.
 
@@ -72,9 +84,10 @@ def remove(
 
     Args:
         catalog: of the samples.
-        path: .txt with a key or uid (32 hexadecimal digits) a line, see `delimited`; or .parquet with uid, or key, or shard (its path) and
-            key.
+        path: .txt with a key, uid (32 hexadecimal digits), url or sha256 (64) a line, see `delimited`; or a table with uid, or key, or
+            shard (its path) and key, or url, sha256 or md5.
         reason: is kept.
+        match: what the file names samples by, one of MATCHES; None for what it has.
         dry_run: only report what would be done.
         context: runs the tasks and shows progress.
 
@@ -82,7 +95,8 @@ def remove(
         UserError: the file can't be read or names no sample, or the catalog is empty, or somebody else is removing.
     """
     context = context or Context()
-    table = read_names(path)
+    table = read_names(path, match)
+    _require_hashes(catalog, table)
     if not reason.strip():
         raise UserError("`reason` is empty: say why, or leave it out")
     if not is_unicode(reason):
@@ -111,49 +125,67 @@ def remove(
     )
 
 
-def read_names(path: Path) -> pa.Table:
-    """The keys and uids of a file, NAMES_SCHEMA.
+def read_names(path: Path, match: str | None = None) -> pa.Table:
+    """Return the names of a file, NAMES_SCHEMA; `match` is their kind, one of MATCHES, or None for what the file has.
 
     Raises:
         UserError: it can't be read, or names no sample.
     """
+    if match is not None and match not in MATCHES:
+        raise UserError(f"`match` {match!r}: {did_you_mean(match, MATCHES)}")
     if not path.is_file():
-        raise NotFoundError(f"{path} is no file: give a .txt of a key or uid a line, or a .parquet")
-    if path.suffix.lower() not in _READERS:
-        raise UserError(f"{path}: keys are read from a file ending in {' or '.join(_READERS)}")
-    table = _READERS[path.suffix.lower()](path)
+        raise NotFoundError(f"{path} is no file: give a .txt of a name a line, or a table ({', '.join(TABLES)})")
+    if path.suffix.lower() not in {".txt", *TABLES}:
+        raise UserError(f"{path}: keys are read from a file ending in .txt or {', '.join(TABLES)}")
+    table = _read_text(path, match) if path.suffix.lower() == ".txt" else _read_table(path, match)
     if not table.num_rows:
-        raise UserError(f"{path} names no sample: give a key or uid a line")
+        raise UserError(f"{path} names no sample: give a key, uid, url or hash a line")
+    for name in NOTED:
+        given = table.column(name).drop_null().to_pylist()
+        for text in (text for text in given if noted_hash(name, text) is None):
+            wanted = f"{HEX_DIGITS[name]} hexadecimal digits" if name in HEX_DIGITS else "an address"
+            raise UserError(f"{path}: the {name} {text!r} is none: give {wanted}")
     return table
 
 
-def _read_text(path: Path) -> pa.Table:
-    keys = read_keys(path)
-    uids = [bytes.fromhex(uid) if UID.fullmatch(uid := key.strip(" \t")) else None for key in keys]
-    return _table(keys, uids, None)
+def _read_text(path: Path, match: str | None) -> pa.Table:
+    if match == "shard":
+        raise UserError(f"`match` shard needs a table with the columns shard and key; {path} is none")
+    lists: dict[str, list[Any]] = {name: [] for name in NAMES_SCHEMA.names}
+    for key in read_keys(path):
+        line = key.strip(" \t")
+        guess = guessed(line)[0]
+        kind = match or (guess if guess in NOTED else "key")
+        row: dict[str, Any] = {kind: key if kind == "key" else line}
+        if kind == "uid" or (match is None and UID.fullmatch(line)):
+            row["uid"] = _uid(path, line)
+        for name, values in lists.items():
+            values.append(row.get(name))
+    return _table(lists)
 
 
-def _read_parquet(path: Path) -> pa.Table:
+def _read_table(path: Path, match: str | None) -> pa.Table:
+    names = column_names(path)
+    kinds = {"uid": ("uid",), "shard": ("key", "shard"), "key": ("key",), **{name: (name,) for name in NOTED}}
+    wanted = kinds if match is None else {match: kinds[match]}
+    columns = next((columns for columns in wanted.values() if {*columns} <= {*names}), None)
+    if columns is None:
+        needed = (
+            "uid, or key, or key and shard, or url, sha256 or md5" if match is None else " and ".join(wanted[match])
+        )
+        raise UserError(f"{path} needs the column {needed}; it has {', '.join(names)}")
+    lists: dict[str, list[Any]] = {name: [] for name in columns}
     try:
-        with open_table(path) as file:
-            names = file.schema_arrow.names
-            columns = ["uid"] if "uid" in names else [name for name in ("key", "shard") if name in names]
-            given = file.read(columns) if columns else None
-        lists = {name: given.column(name).to_pylist() for name in columns} if given is not None else {}
+        for arrays in read_table_columns(path, columns):
+            for name, values in zip(columns, arrays, strict=True):
+                lists[name] += values.to_pylist()
     except DAMAGE as error:
-        raise UserError(f"{path} can't be read as Parquet: {error}") from error
-    if given is None or columns not in (["uid"], ["key"], ["key", "shard"]):
-        raise UserError(f"{path} needs the column uid, or key, or key and shard; it has {', '.join(names)}")
+        raise UserError(f"{path} can't be read: {error}") from error
     for name, values in lists.items():
         if None in values:
             raise UserError(f"row {values.index(None):,} of {path} has no {name}: each row must name a sample")
-    if columns == ["uid"]:
-        return _table(None, [_uid(path, value) for value in lists["uid"]], None)
-    texts = {name: [_text(path, name, value) for value in values] for name, values in lists.items()}
-    return _table(texts["key"], None, texts.get("shard"))
-
-
-_READERS: Mapping[str, Callable[[Path], pa.Table]] = {".txt": _read_text, ".parquet": _read_parquet}
+    read = {name: _uid if name == "uid" else partial(_text, name=name) for name in columns}
+    return _table({name: [read[name](path, value) for value in values] for name, values in lists.items()})
 
 
 def _uid(path: Path, value: object) -> bytes:
@@ -164,14 +196,28 @@ def _uid(path: Path, value: object) -> bytes:
     raise UserError(f"{path}: the uid {value!r} is none: give 32 hexadecimal digits, or 16 bytes")
 
 
-def _text(path: Path, name: str, value: object) -> str:
+def _text(path: Path, value: object, *, name: str) -> str:
     if isinstance(value, str):
         return value
     raise UserError(f"{path}: the {name} {value!r} is no text" + (": give the shard's path" if name == "shard" else ""))
 
 
-def _table(keys: list[str] | None, uids: list[bytes | None] | list[bytes] | None, shards: list[str] | None) -> pa.Table:
-    given = {"key": keys, "uid": uids, "shard": shards}
-    rows = next(len(values) for values in given.values() if values is not None)
-    columns = [pa.array(values or [None] * rows, NAMES_SCHEMA.field(name).type) for name, values in given.items()]
+def _table(given: Mapping[str, list[Any]]) -> pa.Table:
+    rows = len(next(iter(given.values())))
+    columns = [pa.array(given.get(item.name, [None] * rows), item.type) for item in NAMES_SCHEMA]
     return pa.table(columns, schema=NAMES_SCHEMA)
+
+
+def _require_hashes(catalog: Catalog, table: pa.Table) -> None:
+    """Refuse urls and hashes where an older version imported samples, and kept none: they would stay."""
+    asked = {name for name in NOTED if table.column(name).null_count < len(table)}
+    parts = [
+        part
+        for part in catalog.parts()
+        if not asked <= {*read_record(layout.marker(catalog.samples_path(part.number))).get(KEPT, ())}
+    ]
+    if parts:
+        raise UnsupportedError(
+            f"{sum(part.rows for part in parts):,} samples were imported by an older version, which kept no {' and '.join(sorted(asked))}: "
+            "name their uids or keys, or import the pool into a new catalog"
+        )

@@ -1,0 +1,248 @@
+"""Lists of samples made elsewhere: DataComp's subsets, text, tables, and JSON of rates; by uid, key, shard and key, url or hash."""
+
+from __future__ import annotations
+
+import re
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO
+
+import ijson
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tailwise.catalog.catalog import Snapshot
+from tailwise.catalog.noted import HEX_DIGITS, NOTED
+from tailwise.errors import NotFoundError, UserError
+from tailwise.execution.keys import HASH
+from tailwise.progress import Track, silent
+from tailwise.shards.columns import DAMAGE, numbers, texts, uid_texts
+from tailwise.sources.embedding_files import StoredRows
+from tailwise.steps.importing.join import BATCH, NO_KEY, batched, column_names, read_table_columns
+from tailwise.steps.importing.names import NameIndex, Names, place_name
+from tailwise.storage.delimited import iterate_keys
+from tailwise.text import did_you_mean
+
+MATCHES = ("uid", "key", "shard", *NOTED)  # kinds of names that users can choose
+SUFFIXES = (".npy", ".txt", ".parquet", ".csv", ".tsv", ".jsonl")
+_HEX = re.compile("[0-9a-fA-F]+")
+Entries = tuple[Names, npt.NDArray[np.float64] | None]
+
+
+@dataclass(frozen=True)
+class SampleList:
+    """A file that names samples, a value beside each or none.
+
+    Attributes:
+        path: .npy of DataComp (dtype "u8,u8": uids), .txt with a name a line, a table (.parquet, .csv, .tsv, .jsonl) with a column of
+            names, or .json {name: value}.
+        what: the values are called, in errors.
+        match: kind of the names, one of MATCHES; None for the first that fits, see `kinds`.
+        column: of a table, with the values; None for none. Of .npy and .txt, there are none.
+    """
+
+    path: Path
+    what: str = "samples"
+    match: str | None = None
+    column: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a kind that is unknown, and a file that is none."""
+        if self.match is not None and self.match not in MATCHES:
+            raise UserError(f"`match` {self.match!r}: {did_you_mean(self.match, MATCHES)}")
+        if not self.path.is_file():
+            raise NotFoundError(f"{self.path} is no file: give a {', '.join(SUFFIXES)} file that names samples")
+
+    @property
+    def counted(self) -> bool:
+        """True if the file has no values: then each name counts as often as it is given."""
+        return self.column is None and self._suffix != ".json"
+
+    @property
+    def _suffix(self) -> str:
+        return self.path.suffix.lower()
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of names to try: the given one; else the columns of a table, or what the first name may be.
+
+        Raises:
+            UserError: the file cannot be read, or does not name samples so.
+        """
+        if self._suffix == ".npy":
+            if self.match not in {None, "uid"}:
+                raise UserError(f"`match` {self.match} does nothing with {self.path}: a .npy holds uids")
+            return ("uid",)
+        if self._suffix not in {".txt", ".json"}:
+            return self._kinds_of_table()
+        if self.match == "shard":
+            raise UserError(f"`match` shard needs a table with the columns shard and key; {self.path} is none")
+        with self._reading():
+            first = next((name for names, _ in self._read("key") for name in islice(names, 1)), "")
+        return (self.match,) if self.match else guessed(str(first))
+
+    def _kinds_of_table(self) -> tuple[str, ...]:
+        names = column_names(self.path)
+        there = {kind: all(column in names for column in columns) for kind, columns in self._columns(names).items()}
+        there["key"] &= self.match == "key" or not there["shard"]
+        found = tuple(kind for kind, is_there in there.items() if is_there and self.match in {None, kind})
+        values = [] if self.column is None else [self.column]
+        if not found or not {*values} <= {*names}:
+            wanted = " and ".join([*map(repr, values), *(self._columns(names)[self.match] if self.match else ())])
+            either = "" if self.match else f"{' and ' * bool(values)}one of {', '.join(self._columns(names))}"
+            raise UserError(f"{self.path} needs the column {wanted}{either}; it has {', '.join(names)}")
+        for name in [*values, *self._columns(names)[found[0]]]:
+            if names.count(name) > 1:
+                raise UserError(f"{self.path} has {names.count(name)} columns called {name!r}: give it one")
+        return found
+
+    def _columns(self, names: list[str]) -> dict[str, tuple[str, ...]]:
+        """Return the columns that each kind of name is read from, the preferred kind first; urls and hashes in any case."""
+        lower = {name.lower(): name for name in reversed(names)}
+        noted = {kind: (lower.get(kind, kind),) for kind in ("sha256", "md5", "url")}
+        return {"uid": ("uid",), "shard": ("shard", "key"), "key": ("key",), "image_path": ("image_path",), **noted}
+
+    def entries(self, kind: str) -> Iterator[Entries]:
+        """Yield the names of a kind and their values, float64 [n], in batches; a UserError if they cannot be read."""
+        with self._reading():
+            yield from self._read(kind)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except ijson.JSONError as error:
+            raise UserError(f"{self.path} is not a JSON object of name → {self.what}: {error}") from error
+        except (*DAMAGE, TypeError, OverflowError) as error:
+            if self._suffix == ".json":
+                raise UserError(f"{self.path} is not a JSON object of name → {self.what}: {error}") from error
+            raise UserError(f"the {self.what} of {self.path} can't be read: {error}") from error
+
+    def _read(self, kind: str) -> Iterator[Entries]:
+        if self._suffix == ".npy":
+            yield from ((names, None) for names in _subset(self.path))
+        elif self._suffix == ".json":
+            yield from _json_entries(self.path)
+        elif self._suffix == ".txt":
+            yield from ((_stripped(kind, [key for _, (key,) in batch]), None) for batch in batched(
+                (number, (key,)) for number, key in iterate_keys(self.path)))  # fmt: skip
+        else:
+            yield from self._table(kind)
+
+    def _table(self, kind: str) -> Iterator[Entries]:
+        columns = self._columns(column_names(self.path))[kind]
+        given = [] if self.column is None else [self.column]
+        for arrays in read_table_columns(self.path, [*columns, *given]):
+            parts = [_texts(kind, values, name) for name, values in zip(columns, arrays, strict=False)]
+            names = parts[0] if len(parts) == 1 else [place_name(*pair) for pair in zip(*parts, strict=True)]
+            values = numbers(arrays[-1], self.column).to_numpy(zero_copy_only=False) if self.column else None
+            yield names, values
+
+
+def guessed(name: str) -> tuple[str, ...]:
+    """Return the kinds that a name without a column may be, the likeliest first."""
+    digits = len(name) if _HEX.fullmatch(name.strip()) else 0
+    if "://" in name:
+        return ("url", "key")
+    return {HEX_DIGITS["sha256"]: ("sha256", "key"), 32: ("uid", "key", "md5")}.get(digits, ("key",))
+
+
+def _stripped(kind: str, names: list[str]) -> list[str]:
+    return names if kind == "key" else [name.strip() for name in names]
+
+
+def _texts(kind: str, values: pa.Array, name: str) -> list[str]:
+    found = (uid_texts if kind == "uid" else texts)(values, name)
+    return list(found.fill_null(NO_KEY).to_pylist())
+
+
+def _subset(path: Path) -> Iterator[npt.NDArray[np.void]]:
+    """Yield the uids of DataComp's subset file as hashes."""
+    stored = StoredRows.of_file(path)
+    halves = stored.dtype.names or ()
+    if len(stored.shape) != 1 or [stored.dtype[half].str[1:] for half in halves] != ["u8", "u8"]:
+        raise ValueError(
+            f"it holds {stored.dtype} {list(stored.shape)}; DataComp's subsets are 1-D arrays of dtype u8,u8"
+        )
+    for start in range(0, len(stored), BATCH):
+        given = stored[start : start + BATCH]
+        names = np.empty(len(given), HASH)
+        for field, half in zip(HASH.names or (), halves, strict=True):
+            names[field] = given[half].astype(">u8").view("<u8")  # the hash of a uid is its bytes
+        yield names
+
+
+def _json_entries(path: Path) -> Iterator[Entries]:
+    keys: list[str] = []
+    values: list[float] = []
+    with path.open("rb") as stream:
+        head = stream.read(4096)
+        if head.removeprefix(BOM_UTF8).lstrip()[:1] != b"{":
+            raise TypeError("it doesn't begin with {")
+        stream.seek(len(BOM_UTF8) if head.startswith(BOM_UTF8) else 0)
+        for key, value in _read_json(stream):
+            keys.append(key)
+            values.append(value)
+            if len(keys) == BATCH:
+                yield keys, np.array(values)
+                keys, values = [], []
+    yield keys, np.array(values)
+
+
+def _read_json(stream: IO[bytes]) -> Iterator[tuple[str, float]]:
+    """Yield names and values event by event: nested values, which ijson would build without a bound on the depth, end it at once."""
+    key: str | None = None
+    for event, value in ijson.basic_parse(stream, use_float=True):
+        if event == "map_key":
+            key = value
+        elif event == "number" and key is not None:
+            yield key, float(value)
+        elif event != "end_map" and not (event == "start_map" and key is None):
+            shown = repr(value) if event in {"string", "boolean", "null"} else "no number"
+            raise TypeError(f"the rate of {key!r} is {shown}")
+
+
+def read_list(
+    snapshot: Snapshot,
+    listed: SampleList,
+    work: Path,
+    track: Track = silent,
+    check: Callable[[Names, npt.NDArray[np.float64]], None] | None = None,
+) -> Iterator[tuple[str, NameIndex]]:
+    """Yield the kind and the sealed index of the names of a list, for each kind to try.
+
+    The next kind is tried if the caller finds no sample of the names (see `named_rows`).
+
+    Args:
+        snapshot: whose rows are about as many as the names.
+        listed: the list.
+        work: a folder for the indexes.
+        track: shows progress.
+        check: refuses bad values of a batch of names.
+    """
+    for kind in listed.kinds:
+        index = NameIndex(work / kind, snapshot.rows)
+        for names, values in track(listed.entries(kind), f"reading {listed.what}"):
+            if check is not None and values is not None:
+                check(names, values)
+            index.take(kind, names, values)
+        index.seal()
+        yield kind, index
+        if index.matched:
+            return
+
+
+def no_match(listed: SampleList, kind: str, index: NameIndex) -> UserError:
+    """Return the error for a list of which no name belongs to a sample; `kind` is the last that was tried."""
+    example = "" if index.example is None else f" (the first is {index.example!r})"
+    remedy = "give a list of this pool" + ", or another `match`" * (listed.path.suffix.lower() != ".npy")
+    tried = " or ".join(listed.kinds)
+    noted = f": the import found no {kind} beside the samples" if kind in NOTED else ""
+    return UserError(
+        f"none of {index.count:,} names in {listed.path}{example} is the {tried} of a sample{noted}; {remedy}"
+    )
