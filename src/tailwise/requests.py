@@ -277,14 +277,14 @@ class FilterRequest:
         """Refuse what does nothing with a score, or with a list."""
         given = {"by": self.by, "only": self.only, "not": self.exclude}
         if sum(value is not None for value in given.values()) != 1:
-            raise UserError("give one of `by` SCORE, `only` FILE and `not` FILE")
+            raise UserError("give one of `by` SCORE, `only` FILE and `exclude` FILE")
         listing = {"only", "exclude", "match", "strict", "refill"}
         if self.by is not None:
             refuse_given(self, listing, "with `by`: it is for lists, see `only`")
             return
         of_score = {*self.__dataclass_fields__} - listing - {"by", "without", "name"}
         if self.exclude is not None:
-            refuse_given(self, {"refill"} | of_score, "with `not`")
+            refuse_given(self, {"refill"} | of_score, "with `exclude`")
         elif self.refill is None:
             refuse_given(self, of_score, "with `only`, without `refill`")
         else:

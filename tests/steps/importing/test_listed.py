@@ -250,7 +250,7 @@ def test_the_same_whatever_the_batches_buckets_and_parts(catalog, source, tmp_pa
         ("x.txt", {"strict": 2.0}, "`strict` 2.0: must lie between 0 and 1"),
         ("x.txt", {"keep": 0.5}, "`keep` does nothing with `only`, without `refill`"),
         ("x.txt", {"seed": 1}, "`seed` does nothing"),
-        ("x.txt", {"by": "width"}, "give one of `by` SCORE, `only` FILE and `not` FILE"),
+        ("x.txt", {"by": "width"}, "give one of `by` SCORE, `only` FILE and `exclude` FILE"),
     ],
 )
 def test_mistakes_are_one_line(catalog, tmp_path, content, request_, message):
@@ -262,7 +262,7 @@ def test_mistakes_are_one_line(catalog, tmp_path, content, request_, message):
     (tmp_path / "cut.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:-3])
     with pytest.raises(UserError, match=message):
         filter_samples(catalog, FilterRequest(only=tmp_path / content, **request_))
-    with pytest.raises(UserError, match="`refill` does nothing with `not`"):
+    with pytest.raises(UserError, match="`refill` does nothing with `exclude`"):
         FilterRequest(exclude=tmp_path / "x.txt", refill="random")
     with pytest.raises(UserError, match=r"`only` does nothing|give one of"):
         FilterRequest("width", only=tmp_path / "x.txt")
