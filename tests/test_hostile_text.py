@@ -63,6 +63,7 @@ def commands(pool):
         (["dedup", catalog, "--suggest"], ["[/b] [red]x"]),
         (["dedup", catalog, "--epsilon", 0.01], [str(catalog)]),
         (["filter", catalog, "--by", "caption-words", "--max", 99], []),
+        (["filter", catalog, "--not", pool / "gone.txt"], [str(pool)]),
         (["group", catalog, "--by", "kind [/b]", "--file", pool / "kinds.tsv", "--name", "kind"], []),
         (["group", catalog, "--entries", pool / "entries.txt", "--workers", 1], []),
         (["group", catalog, "--suggest", "--workers", 1], []),

@@ -355,7 +355,7 @@ def test_status_and_verify_know_them(pools, listed):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "names no sample: give a key or uid a line"),
+        (b"", "names no sample: give a key, uid, url or hash a line"),
         (b"\r\n\n", "names no sample"),
         (b"caf\xe9\n", "can't be read as a list of keys: it is not UTF-8 text"),
     ],
@@ -369,7 +369,10 @@ def test_bad_text_is_refused(pools, tmp_path, content, message):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"shard": ["x"], "name": ["y"]}, "needs the column uid, or key, or key and shard; it has shard, name"),
+        (
+            {"shard": ["x"], "name": ["y"]},
+            "needs the column uid, or key, or key and shard, or url, sha256 or md5; it has shard, name",
+        ),
         ({"uid": ["12"]}, "the uid '12' is none: give 32 hexadecimal digits, or 16 bytes"),
         ({"uid": [b"12"]}, "the uid b'12' is none"),
         ({"key": ["a", None]}, "row 1 of .* has no key"),

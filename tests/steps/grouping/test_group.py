@@ -250,7 +250,7 @@ def test_bad_requests_are_one_line(small_catalog, tmp_path, monkeypatch):
         (
             "language",
             {"file": other},
-            "needs the column 'language' and one of uid, key, image_path; it has other, name",
+            "needs the column 'language' and one of uid, key, image_path, sha256, md5, url; it has other, name",
         ),
         ("language", {"file": twice}, "the value of language of '000007' is given twice"),
         ("language", {"file": nobody}, r"1 of 1 rows \(100.0%\) belong to no sample"),
