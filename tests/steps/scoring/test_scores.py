@@ -365,7 +365,11 @@ def test_bad_targets_and_files_are_one_line(small_catalog, tmp_path):
             "q",
             r"1 of 1 rows \(100.0%\) belong to no sample, such as 'stranger', and 600 of 600 samples",
         ),
-        ("strange.parquet", "r", "needs the column 'r' and one of uid, key, image_path, sha256, md5, url; it has key, q, words"),
+        (
+            "strange.parquet",
+            "r",
+            "needs the column 'r' and one of uid, key, image_path, sha256, md5, url; it has key, q, words",
+        ),
         ("strange.parquet", "words", "the scores in column 'words' of .* can't be read"),
         ("twice.parquet", "q", "the score of '000003' is given twice"),
         ("broken.npy", "q", "can't be read as Parquet"),
