@@ -448,7 +448,7 @@ def test_index_checksum_is_of_names_offsets_and_sizes(shard):
 def test_the_json_is_read_only_for_what_the_sidecar_does_not_tell(tmp_path, make_tar, make_image, watched):
     members, rows = [], []
     for number in range(4):
-        told = {"width": 10 + number, "height": 20, "uid": f"{number:032x}"}
+        told = {"width": 10 + number, "height": 20, "uid": f"{number:032x}", "sha256": f"{number:064x}"}
         members += [
             (f"{number}.jpg", make_image()),
             (f"{number}.txt", b"x"),

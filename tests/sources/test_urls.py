@@ -42,7 +42,7 @@ def test_rows_of_laion_become_samples(tmp_path):
     assert [row["caption"] for row in rows] == [f"caption x {row}" for row in range(6)]
     assert {(row["width"], row["height"], row["uid"]) for row in rows} == {(640, 480, None)}
     assert [row["similarity"] for row in rows] == [0, 0.1, 0.2, 0.3, 0.4, 0.5]
-    assert content.samples.column_names[-1] == "similarity" and content.rejected.num_rows == 0
+    assert content.samples.column_names[-2:] == ["similarity", "url_hash"] and content.rejected.num_rows == 0
 
 
 def test_what_cannot_be_a_sample(tmp_path):
