@@ -70,7 +70,7 @@ def try_list(catalog: Catalog, request: FilterRequest, context: Context) -> dict
     snapshot = catalog.snapshot()
     survivors = Survivors(catalog, request.without, snapshot)
     with TemporaryDirectory() as folder:
-        listed, work = _listed(request), Path(folder) / "work"
+        listed, work = _listed(request), Path(folder) / layout.WORK
         return _Judge(catalog, snapshot, listed, request, survivors, work, context).summary()
 
 
