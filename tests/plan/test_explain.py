@@ -4,8 +4,9 @@ import json
 import numpy as np
 import pytest
 
+from tailwise.errors import UserError
 from tailwise.plan import METHODS
-from tailwise.plan.explain import explain
+from tailwise.plan.explain import explain, passes
 from tailwise.plan.methods import PICKS
 from tailwise.requests import ClusterRequest, PlanRequest, ScoreRequest
 from tailwise.steps.clustering.cluster import cluster
@@ -86,3 +87,47 @@ def test_bernoulli_plans_that_are_annealed_are_foretold_epoch_by_epoch(small_cat
         unseen *= 1 - rates
         assert item.total == pytest.approx(300)
         assert item.covered == pytest.approx((1 - unseen).sum())
+
+
+@pytest.mark.parametrize(
+    ("request_", "seen"),
+    [
+        (PlanRequest("dynamics", keep=0.3), 900),  # five epochs
+        (PlanRequest("dynamics", keep=0.3, alpha_end=1.0, anneal_epochs=3), 900),
+        (PlanRequest("random", keep=0.5, dynamic=False), 1200),
+        (PlanRequest("cap", per_cluster=20), 936),
+        (PlanRequest("flat", keep=1.5, max_repeats=4), 2700),
+    ],
+)
+def test_passes_are_those_of_the_draws(small_catalog, request_, seen):
+    cluster(small_catalog, ClusterRequest(k=12))
+    plan = make_plan(small_catalog, "p", request_)
+    found = passes(plan, seen)
+    epochs = int(found.epochs)
+    views = sum(plan.draw(epoch).astype(int) for epoch in range(epochs))
+    assert epochs == found.epochs == seen / plan.draw(0).sum() and views.sum() == seen
+    assert found.seen == (views > 0).sum()
+    kept = np.flatnonzero(plan.draw(0)) if not plan.dynamic else np.arange(600)
+    assert (found.kept, found.mean) == (len(kept), seen / len(kept))
+    assert len(found.bins) == (5 if plan.dynamic else 0)
+    order = np.argsort(-plan.sizes, kind="stable")
+    bins = [np.isin(plan.groups[:], members) for members in np.array_split(order, 5)][: len(found.bins)]
+    np.testing.assert_allclose([views[mine].mean() for mine in bins], [*found.bins.values()], atol=1 / 20)
+
+
+def test_an_incomplete_epoch_counts_by_its_part(small_catalog):
+    plan = make_plan(small_catalog, "p", PlanRequest("random", keep=0.5))
+    found = passes(plan, 450)
+    assert (found.epochs, found.mean, found.seen) == (1.5, 0.75, 450)  # the second epoch takes the other half
+    assert found.bins == {"all": 0.75}
+    with pytest.raises(UserError, match="must lie between 0 and 10,000"):
+        passes(plan, 300 * 20_000)
+
+
+def test_passes_of_rates_are_expected_values(small_catalog):
+    cluster(small_catalog, ClusterRequest(k=12))
+    make_plan(small_catalog, "of", PlanRequest("dynamics", keep=0.4))
+    plan = make_plan(small_catalog, "p", PlanRequest("within", of="of", clustering="main"))
+    found, rates = passes(plan, 720), plan.rate(slice(0, 600))
+    assert found.kept == 600 and found.epochs == pytest.approx(3, rel=1e-5) and not found.bins
+    assert found.seen == pytest.approx((1 - (1 - rates) ** 3).sum(), rel=1e-3)

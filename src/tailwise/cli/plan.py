@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,7 @@ from tailwise.cli.printing import (
     print_explanation,
     print_json,
     print_matched,
+    print_passes,
     print_table,
     say,
 )
@@ -156,6 +158,9 @@ def explain(
     name: PlanName,
     epochs: Annotated[int, Option(min=1, help="How many epochs to look ahead.")] = 10,
     by_cluster: Annotated[bool, Option("--by-cluster", help="List every cluster.")] = False,
+    samples_seen: Annotated[
+        int | None, Option(min=1, help="Samples of a training: how often it passes over each kept sample.")
+    ] = None,
     plot: Annotated[
         Path | None, Option(metavar="FILE.svg", help="Draw clusters, how often samples are seen, and coverage.")
     ] = None,
@@ -165,10 +170,11 @@ def explain(
 ) -> None:
     """Show what a plan will do: totals, coverage, and which clusters gain.
 
-    Example:
+    Examples:
       tailwise explain my-catalog epochs --epochs 6 --plot epochs.svg
+      tailwise explain my-catalog epochs --samples-seen 128000000
     """
-    from tailwise.plan.explain import cluster_list
+    from tailwise.plan.explain import cluster_list, passes
     from tailwise.plan.explain import explain as figures
     from tailwise.steps.planning.unused_lists import unused_by_plan
 
@@ -176,16 +182,20 @@ def explain(
         raise UserError(f"{'--overwrite' if overwrite else '--png'} does nothing without --plot")
     made = open_plan(catalog, name)
     explanation = figures(made, epochs)
+    seen = None if samples_seen is None else passes(made, samples_seen)
     unused = unused_by_plan(made)
     if plot is not None:
         from tailwise.plan.plot import write_plot
 
         write_plot(made, epochs, plot, png=png, overwrite=overwrite)
     if as_json:
-        listed = {"cluster_list": cluster_list(made)} if by_cluster else {}
+        listed: dict[str, Any] = {"cluster_list": cluster_list(made)} if by_cluster else {}
+        listed |= {} if seen is None else {"passes": asdict(seen)}
         print_json({**explanation.as_json(), "unused_drop_lists": unused, **listed})
         return
     print_explanation(explanation)
+    if seen is not None:
+        print_passes(seen, exact=made.exact)
     for item in unused:
         say_note(item.note())
     if by_cluster:

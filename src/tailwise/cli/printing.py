@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from tailwise.catalog.rejections import Rejections
-    from tailwise.plan.explain import Explanation
+    from tailwise.plan.explain import Explanation, Passes
 
 
 TABLE_WIDTH = 60
@@ -140,6 +140,17 @@ def budget_text(budget: float, pool: int, rows: int, asked: float | None, about:
     other = asked is not None and abs(asked - budget) >= max(1, asked / 1000)
     removed += f"; {asked or 0:,} samples, {(asked or 0) / pool:.1%}, were asked for" * other
     return f"budget {about}{budget:,.0f} of {pool:,} samples ({budget / pool:.1%} of the pool{removed}"
+
+
+def print_passes(passes: Passes, *, exact: bool) -> None:
+    """Print how often a training sees the samples that a plan keeps."""
+    about = "" if exact and passes.epochs % 1 == 0 else "about "
+    say(
+        f"{passes.samples_seen:,} samples seen are {passes.epochs:,.4g} epochs: {passes.mean:,.3g} passes over each of "
+        f"{passes.kept:,} kept samples on average; {about}{passes.seen:,.0f} are seen at least once"
+    )
+    if len(names := [*passes.bins]) > 1:
+        say(f"passes from {names[0]} to {names[-1]}: {', '.join(f'{views:,.3g}' for views in passes.bins.values())}")
 
 
 def print_clusters(clusters: list[dict[str, Any]]) -> None:

@@ -60,6 +60,28 @@ class Bin:
 
 
 @dataclass(frozen=True)
+class Passes:
+    """How often a training sees the samples that a plan keeps. A sample is worth less with each pass (Goyal et al., CVPR 2024).
+
+    Attributes:
+        samples_seen: samples of the training, with repeats.
+        epochs: epochs of the plan that these are.
+        kept: samples that some epoch holds; of a static plan, those of its one subset.
+        mean: samples_seen / kept.
+        bins: passes over a sample of each bin (see Explanation), on average; empty for static plans, whose kept samples are
+            seen alike, and for those with a rate per row.
+        seen: samples seen at least once; expected where the draw is random, and for the last epoch if it is incomplete.
+    """
+
+    samples_seen: int
+    epochs: float
+    kept: int
+    mean: float
+    bins: dict[str, float]
+    seen: float
+
+
+@dataclass(frozen=True)
 class Explanation:
     """The figures of a plan.
 
@@ -103,6 +125,41 @@ def explain(plan: Plan, epochs: int = 10) -> Explanation:
     config, eligible = dict(plan.config), int(plan.summary["eligible"])
     about = plan.name, config, plan.rows, plan.pool, eligible, config.get("budget"), plan.exact
     return Explanation(*about, figures, bins, *capped)
+
+
+def passes(plan: Plan, samples_seen: int) -> Passes:
+    """Return how often a training that goes through a plan's epochs in order sees each kept sample.
+
+    Raises:
+        UserError: the training has more epochs than a plan.
+    """
+    first = first_epoch(plan)
+    whole, rest = divmod(samples_seen, first.total)
+    part, epochs = rest / first.total, samples_seen / first.total
+    count = int(whole) + (part > 0)
+    plan.drawn_epoch(count - 1)  # refuses too many epochs
+    covered = [0.0, *(each.covered for each in explain(plan, count).epochs)]
+    seen = (1 - part) * covered[int(whole)] + part * covered[-1]
+    if not plan.dynamic:
+        kept = round(first.unique)
+    elif plan.by_rate:
+        kept = int(plan.summary["eligible"])
+    else:
+        kept = int(plan.sizes[plan.reachable].sum())
+    views = (
+        {}
+        if plan.by_rate or not plan.dynamic
+        else {name: _views(plan, members, epochs) for name, members in _binned(plan)}
+    )
+    return Passes(samples_seen, epochs, kept, samples_seen / kept, views, seen)
+
+
+def _views(plan: Plan, members: npt.NDArray[np.int64], epochs: float) -> float:
+    """Return how often a sample of some clusters is seen in some epochs, on average."""
+    whole, part = int(epochs), epochs % 1
+    quotas = sum((float(plan.quotas_at(epoch)[members].sum()) for epoch in range(whole if plan.annealed else 0)), 0.0)
+    last = float(plan.quotas_at(whole)[members].sum()) * (part if plan.annealed else epochs)
+    return (quotas + last) / UNITS / int(plan.sizes[members].sum())
 
 
 def first_epoch(plan: Plan) -> EpochFigures:
@@ -163,14 +220,20 @@ def _rate_epochs(plan: Plan, epochs: int) -> list[EpochFigures]:
     return [EpochFigures(epoch, *map(float, row)) for epoch, row in enumerate(sums)]
 
 
-def _bins(plan: Plan) -> list[Bin]:
+def _binned(plan: Plan) -> list[tuple[str, npt.NDArray[np.int64]]]:
+    """Return name and clusters of each bin."""
     order = np.argsort(-plan.sizes if plan.has_clusters else -plan.cluster_rates(), kind="stable")
     order = order[plan.sizes[order] > 0]
     names = ("all",) if len(order) < len(BIN_NAMES) else BIN_NAMES if plan.has_clusters else RATE_NAMES
+    found = zip(names, _fifths(plan, order, len(names)), strict=True)
+    return [
+        (name, members) for name, members in found if len(members)
+    ]  # one group may hold several fifths of the samples
+
+
+def _bins(plan: Plan) -> list[Bin]:
     bins = []
-    for name, members in zip(names, _fifths(plan, order, len(names)), strict=True):
-        if not len(members):  # one group may hold several fifths of the samples
-            continue
+    for name, members in _binned(plan):
         samples, drawn = int(plan.sizes[members].sum()), float(plan.quotas[members].sum() / UNITS)
         sizes = plan.sizes[members]
         bins.append(Bin(name, len(members), int(sizes.max()), int(sizes.min()), samples, drawn, drawn / samples))
