@@ -7,6 +7,7 @@ from tailwise.errors import UserError
 from tailwise.plan.explain import explain
 from tailwise.plan.quotas import UNITS
 from tailwise.requests import FilterRequest, PlanRequest, ScoreRequest
+from tailwise.steps.planning import capped
 from tailwise.steps.planning.plan import make_plan
 from tailwise.steps.scoring.filter import filter_samples
 from tailwise.steps.upkeep.excluded import Causes
@@ -29,6 +30,12 @@ def scored(small_catalog, scores, tmp_path):
     return small_catalog, tmp_path / "scores.tsv"
 
 
+@pytest.fixture
+def unmerged(monkeypatch):
+    """Groups of any size, so that each sample has its own rate."""
+    monkeypatch.setattr(capped, "LEAST_QUOTA", 0.0)
+
+
 def soft(logits, budget, alpha):
     """SCS's rates by bisection over τ, row by row."""
     low, high = 1e-12, 1e12
@@ -42,7 +49,7 @@ def soft(logits, budget, alpha):
 
 @pytest.mark.parametrize(("temperature", "logits"), [(None, False), (0.5, False), (1.0, True), (2.0, True)])
 @pytest.mark.parametrize("draw", ["stream", "bernoulli"])
-def test_scs_gives_its_rates_and_exact_counts(scored, scores, temperature, logits, draw):
+def test_scs_gives_its_rates_and_exact_counts(scored, scores, temperature, logits, draw, unmerged):
     catalog, file = scored
     request = PlanRequest(
         "scs", score="quality", score_file=file, budget=1500, temperature=temperature, logits=logits, draw=draw
@@ -66,7 +73,23 @@ def test_scs_gives_its_rates_and_exact_counts(scored, scores, temperature, logit
     assert (draws[0] != draws[1]).any()
 
 
-def test_hcs_caps_at_max_repeats(scored, scores):
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_rounding_favours_no_rate(scored, scores, dynamic):
+    """The samples below any score get what their rates say, in each epoch, to within a group. A third of them have rates below 0.3."""
+    catalog, file = scored
+    request = PlanRequest("scs", score="quality", score_file=file, budget=400, dynamic=dynamic)
+    plan = make_plan(catalog, "p", request)
+    there = np.flatnonzero(~np.isnan(scores))
+    known = scores[there].astype(np.float32).astype(np.float64)
+    rates = soft((known - known.mean()) / known.std(), 400, 0.15)
+    assert 9 <= len(plan.sizes) <= 13  # of 593 samples with different scores; 12.5 times 32 are 400
+    order = np.argsort(known)
+    for epoch in range(3):
+        taken = plan.draw(epoch)[there][order].cumsum()
+        assert np.abs(taken - rates[order].cumsum()).max() < 18
+
+
+def test_hcs_caps_at_max_repeats(scored, scores, unmerged):
     catalog, file = scored
     plan = make_plan(catalog, "p", PlanRequest("hcs", score="quality", score_file=file, budget=900, max_repeats=3))
     rates, there = plan.rate(slice(0, 600)), ~np.isnan(scores)
@@ -93,7 +116,7 @@ def test_the_plan_tells_rates_and_no_clusters(scored):
     bins = explain(plan, 2).bins
     assert [item.name for item in bins] == ["highest", "high", "middle", "low", "lowest"]
     assert [item.rate for item in bins] == sorted((item.rate for item in bins), reverse=True)
-    assert max(item.samples for item in bins) < 130 and sum(item.samples for item in bins) == 593
+    assert max(item.samples for item in bins) < 150 and sum(item.samples for item in bins) == 593
     assert not plan.has_clusters
     assert why(catalog, "000001", ["p"])["samples"][0]["plans"][0]["cluster"] is None
     assert {item["reason"] for item in Causes(catalog, plan).of(slice(0, 460)).to_pylist()} == {"no score quality"}

@@ -38,7 +38,8 @@ from tailwise.steps.ranks import write_appearance_ranks
 from tailwise.steps.scoring.scores import score_config
 
 LEVELS = 1 << 20  # steps between the least and the greatest score
-RATE_BITS = 12  # of a float32 rate that groups leave out: rates of a group differ by 0.05 % at most
+RATE_BITS = 12  # of a float32 rate that groups leave out: rates in 0.05 % of each other are one group
+LEAST_QUOTA = 32.0  # samples; smaller groups are merged
 ALPHA, TEMPERATURE = 0.15, 1.0
 MAX_ALPHA = 100.0
 
@@ -148,17 +149,18 @@ def make_capped_plan(catalog: Catalog, name: str, request: PlanRequest, context:
             chosen = np.flatnonzero(members)
             rates = _rates(levels.scores(chosen), members[chosen], {**config, **derived})
             keys, groups = np.unique(rates.astype(np.float32).view(np.int32) >> RATE_BITS, return_inverse=True)
+            groups = merged_rates(np.bincount(groups, members[chosen] * rates, len(keys)).astype(np.float64))[groups]
             of_level = np.full(LEVELS, OUTSIDE, np.int32)
             of_level[chosen] = groups
-            sizes = np.zeros(len(keys), np.int64)
+            sizes = np.zeros(int(groups.max()) + 1, np.int64)
             np.add.at(sizes, groups, members[chosen])
-            drawn = np.bincount(groups, members[chosen] * rates, len(keys)).astype(np.float64)
+            drawn = np.bincount(groups, members[chosen] * rates, len(sizes)).astype(np.float64)
             write_groups(artifact, sizes, quotas_of_sums(drawn, sizes, {**config, **derived})[None])
             column, ranks = (PlainColumn(artifact.folder, each) for each in (layout.GROUP, layout.RANK))
             context.run(_WriteGroups(levels, of_level, column), grouping.parts, "groups of rows", KERNEL)
-            write_appearance_ranks(column, ranks, len(keys), grouping.parts, context)
+            write_appearance_ranks(column, ranks, len(sizes), grouping.parts, context)
             write_shard_offsets(catalog, artifact, grouping.snapshot)
-            artifact.finish({"pool": grouping.pool, "eligible": grouping.eligible, "clusters": len(keys)})
+            artifact.finish({"pool": grouping.pool, "eligible": grouping.eligible, "clusters": len(sizes)})
     return Plan(catalog, name)
 
 
@@ -200,6 +202,23 @@ def _rates(
             "raise `alpha` or `temperature`, or use `method` hcs"
         )
     return rates
+
+
+def merged_rates(quotas: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Return the group of each of K rates: int64 [K]. Rates that stand for few samples are merged with the next higher ones.
+
+    Counts of groups are rounded. With groups of one sample, rounding would draw high rates always and low rates never.
+
+    Args:
+        quotas: float64 [K], expected samples of each rate, by ascending rate.
+    """
+    numbers, number, total = np.empty(len(quotas), np.int64), -1, math.inf
+    for at, quota in enumerate(quotas.tolist()):
+        if max(total, quota) >= LEAST_QUOTA:
+            number, total = number + 1, 0.0
+        numbers[at] = number
+        total += quota
+    return numbers
 
 
 def quotas_of_sums(

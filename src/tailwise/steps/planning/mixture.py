@@ -25,7 +25,7 @@ from tailwise.plan.quotas import UNIT_BITS, UNITS, fill_by_scale, round_to_sum
 from tailwise.requests import PlanRequest, numbers_of, refuse_given
 from tailwise.steps.grouping.sources import SOURCE
 from tailwise.steps.planning.apart import Apart, Rates
-from tailwise.steps.planning.capped import RATE_BITS
+from tailwise.steps.planning.capped import RATE_BITS, merged_rates
 from tailwise.steps.planning.grouping import OUTSIDE, mixture_figures, shares_of_groups
 from tailwise.steps.planning.weighted import (
     check_max_repeats,
@@ -137,10 +137,11 @@ def _merge(first: Integers, second: Integers) -> Integers:
 
 @dataclass(frozen=True, eq=False)
 class _WriteGroups(Task[Part, None]):
-    """Write the group of each row: the place of its cell among all cells."""
+    """Write the group of each row."""
 
     scaled: _Scaled
     keys: Integers  # int64 [C], the cells, ascending
+    groups: Integers  # int64 [C], group of each cell
     column: PartColumn
 
     def files(self, item: Part) -> Sequence[Path]:
@@ -148,7 +149,9 @@ class _WriteGroups(Task[Part, None]):
 
     def run(self, item: Part, worker: Worker) -> None:
         cells, _ = self.scaled.read(item, worker)
-        self.column.write(item, np.where(cells >= 0, np.searchsorted(self.keys, cells), OUTSIDE).astype(np.int32))
+        groups = np.full(item.rows, OUTSIDE, np.int32)
+        groups[cells >= 0] = self.groups[np.searchsorted(self.keys, cells[cells >= 0])]
+        self.column.write(item, groups)
 
 
 def _make_mixture_of(
@@ -166,23 +169,44 @@ def _make_mixture_of(
             made.rescale(quotas.astype(np.float64))
             scaled = _Scaled(made.rates, made.scales, made.most)
             cells = context.executor.reduce(_Tally(scaled), made.parts, _merge, KERNEL)
-            keys, sizes, units = cells.T
-            of_cells = np.zeros(len(keys), np.int64)
-            for group in np.unique(keys >> _KEY_BITS).tolist():
-                mine = keys >> _KEY_BITS == group
-                upper = np.minimum(sizes[mine] * made.most, budget) << bits
-                values = units[mine] / float(1 << (UNIT_BITS - bits))
-                whole = int(quotas[group]) >> (UNIT_BITS - bits)
-                of_cells[mine] = round_to_sum(values, whole, np.zeros_like(upper), upper, sizes[mine])
-            write_groups(artifact, sizes, (of_cells << (UNIT_BITS - bits))[None])
+            groups, sizes, shown = _groups_of_cells(cells, quotas, made.most, bits)
+            write_groups(artifact, sizes, shown[None])
             column, ranks = (PlainColumn(artifact.folder, each) for each in (layout.GROUP, layout.RANK))
-            context.run(_WriteGroups(scaled, keys, column), made.parts, "groups of rows", KERNEL)
-            write_appearance_ranks(column, ranks, len(keys), made.parts, context)
+            context.run(_WriteGroups(scaled, cells[:, 0], groups, column), made.parts, "groups of rows", KERNEL)
+            write_appearance_ranks(column, ranks, len(sizes), made.parts, context)
             write_shard_offsets(catalog, artifact, made.of.snapshot)
-            figures = {"eligible": int(sizes.sum()), "clusters": len(keys)}
+            figures = {"eligible": int(sizes.sum()), "clusters": len(sizes)}
             mixed = mixture_figures(made.clustering, share[:-1], made.sizes[:-1], quotas[:-1])
             artifact.finish({**made.figures, **figures, "mixture": mixed})
     return Plan(catalog, name)
+
+
+def _groups_of_cells(cells: Integers, quotas: Integers, most: int, bits: int) -> tuple[Integers, Integers, Integers]:
+    """Return the group of each cell, int64 [C], and the sizes and quotas (in units of 2⁻³⁰ samples) of groups, int64 [K].
+
+    Args:
+        cells: of `_Tally`, int64 [C, 3].
+        quotas: of the groups of the mixture, int64 [G], in units of 2⁻³⁰ samples.
+        most: greatest number of copies of a sample.
+        bits: of a sample that quotas keep: 0 for whole samples, UNIT_BITS for all.
+    """
+    owner = cells[:, 0] >> _KEY_BITS
+    numbers, sizes, shares = np.empty(len(cells), np.int64), [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    first = 0
+    for group in np.unique(owner).tolist():
+        mine = owner == group
+        inner = merged_rates(cells[mine, 2] / UNITS)
+        count = int(inner.max()) + 1
+        size, units = np.zeros((2, count), np.int64)
+        np.add.at(size, inner, cells[mine, 1])
+        np.add.at(units, inner, cells[mine, 2])
+        whole, unit = int(quotas[group]) >> (UNIT_BITS - bits), float(1 << (UNIT_BITS - bits))
+        upper = np.minimum(size * most << bits, whole)
+        shares.append(round_to_sum(units / unit, whole, np.zeros_like(upper), upper, size) << (UNIT_BITS - bits))
+        sizes.append(size)
+        numbers[mine] = first + inner
+        first += count
+    return numbers, np.concatenate(sizes), np.concatenate(shares)
 
 
 def _quotas(made: Apart, share: Floats, budget: int, bits: int) -> Integers:
