@@ -418,7 +418,7 @@ class PlanRequest:
     ] = None
     logits: Annotated[bool, "scs, hcs: use the score as it is, a logit; it is standardised by default."] = False
     dynamic: Annotated[bool | None, "Draw again in each epoch, or once.", "--dynamic/--static"] = None
-    draw: Annotated[str | None, "stream (exact counts) or bernoulli.  [default: stream]"] = None
+    draw: Annotated[str | None, "stream (exact counts) or bernoulli.  [default: stream; bernoulli for rates]"] = None
     seed: Annotated[int, "Decides the draw."] = 0
     rates: Annotated[
         Path | None,

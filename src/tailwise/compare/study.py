@@ -127,7 +127,7 @@ class Study:
             lists = [without] if isinstance(without, str) else without
             inputs |= {f"list {name}": _id(catalog.drops_folder(name)) for name in lists}
             if options.get("method") not in {"random", "top-score", "scs", "hcs", None}:
-                clusters = str(options.get("clustering", "main"))
+                clusters = str(options.get("clustering", "source" if options.get("method") == "mixture" else "main"))
                 inputs[f"clustering {clusters}"] = _id(catalog.clusters_folder(clusters))
         if isinstance(of := run.plans[0].options.get("of"), str):  # a plan that the catalog has
             inputs[f"plan {of}"] = _id(catalog.plan_folder(of))

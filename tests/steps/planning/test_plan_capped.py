@@ -7,7 +7,7 @@ from tailwise.errors import UserError
 from tailwise.plan.explain import explain
 from tailwise.plan.quotas import UNITS
 from tailwise.requests import FilterRequest, PlanRequest, ScoreRequest
-from tailwise.steps.planning import capped
+from tailwise.steps.planning import cells
 from tailwise.steps.planning.plan import make_plan
 from tailwise.steps.scoring.filter import filter_samples
 from tailwise.steps.upkeep.excluded import Causes
@@ -33,7 +33,7 @@ def scored(small_catalog, scores, tmp_path):
 @pytest.fixture
 def unmerged(monkeypatch):
     """Groups of any size, so that each sample has its own rate."""
-    monkeypatch.setattr(capped, "LEAST_QUOTA", 0.0)
+    monkeypatch.setattr(cells, "LEAST_QUOTA", 0.0)
 
 
 def soft(logits, budget, alpha):

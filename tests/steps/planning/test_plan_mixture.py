@@ -16,7 +16,7 @@ from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.grouping.group import group
 from tailwise.steps.grouping.sources import sources_of
 from tailwise.steps.importing.pool import import_pool
-from tailwise.steps.planning import capped
+from tailwise.steps.planning import cells
 from tailwise.steps.planning.factors import mixture_of_factors
 from tailwise.steps.planning.mixture import read_shares
 from tailwise.steps.planning.plan import make_plan
@@ -99,7 +99,7 @@ ORIGINALS = {
 @pytest.mark.parametrize("of", ORIGINALS)
 def test_a_mixture_of_a_plan_keeps_its_rates_inside_groups(pool, kinds, of, merged, monkeypatch):
     if not merged:
-        monkeypatch.setattr(capped, "LEAST_QUOTA", 0.0)
+        monkeypatch.setattr(cells, "LEAST_QUOTA", 0.0)
     make_plan(pool, "base", PlanRequest("dynamics", keep=0.5))
     original = make_plan(pool, "of", ORIGINALS[of])
     plan = make_plan(pool, "p", mixture("big=0.2,middle=0.5,small=0.3", of="of", max_repeats=20))
@@ -111,7 +111,7 @@ def test_a_mixture_of_a_plan_keeps_its_rates_inside_groups(pool, kinds, of, merg
         wanted = before[mine] * (share * budget / before[mine].sum())
         if merged:
             order = np.argsort(wanted, kind="stable")
-            assert np.abs(after[mine][order].cumsum() - wanted[order].cumsum()).max() < 0.5 * capped.LEAST_QUOTA
+            assert np.abs(after[mine][order].cumsum() - wanted[order].cumsum()).max() < 0.5 * cells.LEAST_QUOTA
         else:
             np.testing.assert_allclose(after[mine], wanted, rtol=2e-3)
     assert not after[kinds < 0].any()

@@ -151,3 +151,29 @@ def test_hostile_rates_are_one_line(small_catalog, tmp_path, rate):
     with pytest.raises(UserError, match=r"not a JSON object|must lie between") as caught:
         make_plan(small_catalog, "r", PlanRequest("rates", rates=tmp_path / "r.json"))
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_rates_have_exact_counts_under_stream(small_catalog, tmp_path, rates, dynamic):
+    path = write_json(tmp_path / "r.json", rates)
+    plan = make_plan(small_catalog, "p", PlanRequest("rates", rates=path, draw="stream", dynamic=dynamic))
+    assert not plan.by_rate and not plan.has_clusters
+    np.testing.assert_allclose(
+        plan.rate(slice(0, 600)), rates, rtol=0.1
+    )  # the sum is rounded; rates of 0.25 give 24 samples
+    budget = round(rates.sum())
+    for epoch in range(4):
+        copies = plan.draw(epoch)
+        assert copies.sum() == budget
+        assert (np.abs(copies - plan.rate(slice(0, 600))) < 1).all()
+        for value in (0.5, 1.0, 1.5, 20.0):
+            assert copies[rates == value].sum() == pytest.approx((rates == value).sum() * value, abs=8)
+    assert np.array_equal(plan.draw(0), plan.draw(1)) != dynamic
+    truncated = make_plan(small_catalog, "q", PlanRequest("rates", rates=path, draw="stream", above_one="truncate"))
+    assert truncated.draw(0).max() == 1 and truncated.draw(0).sum() == round(np.minimum(rates, 1).sum())
+
+
+def test_rates_that_sum_to_no_sample_cannot_be_streamed(small_catalog, tmp_path):
+    path = write_json(tmp_path / "r.json", np.full(600, 0.0005))
+    with pytest.raises(UserError, match="the rates sum to 0 samples"):
+        make_plan(small_catalog, "p", PlanRequest("rates", rates=path, draw="stream"))

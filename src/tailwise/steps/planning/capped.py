@@ -23,6 +23,7 @@ from tailwise.plan.methods import OPTIONS
 from tailwise.plan.plan import Plan
 from tailwise.plan.quotas import UNIT_BITS, round_to_sum
 from tailwise.requests import PlanRequest
+from tailwise.steps.planning.cells import RATE_BITS, merged_rates
 from tailwise.steps.planning.grouping import OUTSIDE, Grouping, Rows
 from tailwise.steps.planning.weighted import (
     MAX_REPEATS,
@@ -38,8 +39,6 @@ from tailwise.steps.ranks import write_appearance_ranks
 from tailwise.steps.scoring.scores import score_config
 
 LEVELS = 1 << 20  # steps between the least and the greatest score
-RATE_BITS = 12  # of a float32 rate that groups leave out: rates in 0.05 % of each other are one group
-LEAST_QUOTA = 32.0  # samples; smaller groups are merged
 ALPHA, TEMPERATURE = 0.15, 1.0
 MAX_ALPHA = 100.0
 
@@ -202,23 +201,6 @@ def _rates(
             "raise `alpha` or `temperature`, or use `method` hcs"
         )
     return rates
-
-
-def merged_rates(quotas: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Return the group of each of K rates: int64 [K]. Rates that stand for few samples are merged with the next higher ones.
-
-    Counts of groups are rounded. With groups of one sample, rounding would draw high rates always and low rates never.
-
-    Args:
-        quotas: float64 [K], expected samples of each rate, by ascending rate.
-    """
-    numbers, number, total = np.empty(len(quotas), np.int64), -1, math.inf
-    for at, quota in enumerate(quotas.tolist()):
-        if max(total, quota) >= LEAST_QUOTA:
-            number, total = number + 1, 0.0
-        numbers[at] = number
-        total += quota
-    return numbers
 
 
 def quotas_of_sums(

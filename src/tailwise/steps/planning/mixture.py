@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,35 +12,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.clusterings import Clustering
-from tailwise.catalog.columns import PartColumn, PlainColumn
 from tailwise.context import Context
 from tailwise.errors import UserError
-from tailwise.execution.base import KERNEL, Task, Worker
+from tailwise.execution.base import Worker
 from tailwise.plan.plan import Plan
 from tailwise.plan.quotas import UNIT_BITS, UNITS, fill_by_scale, round_to_sum
 from tailwise.requests import PlanRequest, numbers_of, refuse_given
 from tailwise.steps.grouping.sources import SOURCE
 from tailwise.steps.planning.apart import Apart, Rates
-from tailwise.steps.planning.capped import RATE_BITS, merged_rates
-from tailwise.steps.planning.grouping import OUTSIDE, mixture_figures, shares_of_groups
+from tailwise.steps.planning.cells import tally, write_cells
+from tailwise.steps.planning.grouping import mixture_figures, shares_of_groups
 from tailwise.steps.planning.weighted import (
     check_max_repeats,
     draw_of,
     make_weighted_plan,
-    write_groups,
     write_shard_offsets,
 )
-from tailwise.steps.ranks import write_appearance_ranks
 from tailwise.text import command_line
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 _OF_DECIDES = {"keep", "budget", "without", "pick", "score", "score_file"}
-_KEY_BITS = 32 - RATE_BITS
 
 
 def make_mixture(catalog: Catalog, name: str, request: PlanRequest, context: Context | None = None) -> Plan:
@@ -96,62 +91,16 @@ def read_shares(given: str | Mapping[str, float] | None) -> dict[str, float]:
 
 @dataclass(frozen=True, eq=False)
 class _Scaled:
-    """The rates of a plan, scaled in each group; rows of equal group and about equal rate are a cell."""
+    """The rates of a plan, scaled in each group."""
 
     rates: Rates
     scales: Floats  # float64 [G]
     most: int
 
-    def read(self, part: Part, worker: Worker) -> tuple[Integers, Floats]:
-        """Return the cell of each row of a part, OUTSIDE for rows that are never drawn, and its rate: int64 and float64 [n]."""
+    def read(self, part: Part, worker: Worker) -> tuple[npt.NDArray[np.int32], Floats]:
+        """Return group and rate of each row of a part: see `Rated`."""
         groups, rates = self.rates.read(part, worker)
-        scaled = np.where(groups >= 0, np.minimum(rates * self.scales[groups], self.most), 0.0)
-        bits = scaled.astype(np.float32).view(np.int32) >> RATE_BITS
-        return np.where(scaled > 0, (groups.astype(np.int64) << _KEY_BITS) | bits, OUTSIDE), scaled
-
-
-@dataclass(frozen=True, eq=False)
-class _Tally(Task[Part, Integers]):
-    """Count the rows of each cell, and sum their rates in units of 2⁻³⁰: int64 [C, 3], ascending by cell."""
-
-    scaled: _Scaled
-
-    def run(self, item: Part, worker: Worker) -> Integers:
-        cells, rates = self.scaled.read(item, worker)
-        inside = cells >= 0
-        units = np.rint(rates[inside] * UNITS).astype(np.int64)
-        return _merged(np.stack([cells[inside], np.ones(len(units), np.int64), units], axis=1))
-
-
-def _merged(rows: Integers) -> Integers:
-    keys, places = np.unique(rows[:, 0], return_inverse=True)
-    merged = np.zeros((len(keys), 3), np.int64)
-    np.add.at(merged, places, rows)
-    merged[:, 0] = keys
-    return merged
-
-
-def _merge(first: Integers, second: Integers) -> Integers:
-    return _merged(np.concatenate([first, second]))
-
-
-@dataclass(frozen=True, eq=False)
-class _WriteGroups(Task[Part, None]):
-    """Write the group of each row."""
-
-    scaled: _Scaled
-    keys: Integers  # int64 [C], the cells, ascending
-    groups: Integers  # int64 [C], group of each cell
-    column: PartColumn
-
-    def files(self, item: Part) -> Sequence[Path]:
-        return (self.column.path(item),)
-
-    def run(self, item: Part, worker: Worker) -> None:
-        cells, _ = self.scaled.read(item, worker)
-        groups = np.full(item.rows, OUTSIDE, np.int32)
-        groups[cells >= 0] = self.groups[np.searchsorted(self.keys, cells[cells >= 0])]
-        self.column.write(item, groups)
+        return groups, np.where(groups >= 0, np.minimum(rates * self.scales[groups], self.most), 0.0)
 
 
 def _make_mixture_of(
@@ -168,45 +117,13 @@ def _make_mixture_of(
         if not artifact.done:
             made.rescale(quotas.astype(np.float64))
             scaled = _Scaled(made.rates, made.scales, made.most)
-            cells = context.executor.reduce(_Tally(scaled), made.parts, _merge, KERNEL)
-            groups, sizes, shown = _groups_of_cells(cells, quotas, made.most, bits)
-            write_groups(artifact, sizes, shown[None])
-            column, ranks = (PlainColumn(artifact.folder, each) for each in (layout.GROUP, layout.RANK))
-            context.run(_WriteGroups(scaled, cells[:, 0], groups, column), made.parts, "groups of rows", KERNEL)
-            write_appearance_ranks(column, ranks, len(sizes), made.parts, context)
+            cells = tally(scaled, made.parts, context)
+            sizes = write_cells(artifact, scaled, cells, quotas, made.most, bits, made.parts, context)
             write_shard_offsets(catalog, artifact, made.of.snapshot)
             figures = {"eligible": int(sizes.sum()), "clusters": len(sizes)}
             mixed = mixture_figures(made.clustering, share[:-1], made.sizes[:-1], quotas[:-1])
             artifact.finish({**made.figures, **figures, "mixture": mixed})
     return Plan(catalog, name)
-
-
-def _groups_of_cells(cells: Integers, quotas: Integers, most: int, bits: int) -> tuple[Integers, Integers, Integers]:
-    """Return the group of each cell, int64 [C], and the sizes and quotas (in units of 2⁻³⁰ samples) of groups, int64 [K].
-
-    Args:
-        cells: of `_Tally`, int64 [C, 3].
-        quotas: of the groups of the mixture, int64 [G], in units of 2⁻³⁰ samples.
-        most: greatest number of copies of a sample.
-        bits: of a sample that quotas keep: 0 for whole samples, UNIT_BITS for all.
-    """
-    owner = cells[:, 0] >> _KEY_BITS
-    numbers, sizes, shares = np.empty(len(cells), np.int64), [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    first = 0
-    for group in np.unique(owner).tolist():
-        mine = owner == group
-        inner = merged_rates(cells[mine, 2] / UNITS)
-        count = int(inner.max()) + 1
-        size, units = np.zeros((2, count), np.int64)
-        np.add.at(size, inner, cells[mine, 1])
-        np.add.at(units, inner, cells[mine, 2])
-        whole, unit = int(quotas[group]) >> (UNIT_BITS - bits), float(1 << (UNIT_BITS - bits))
-        upper = np.minimum(size * most << bits, whole)
-        shares.append(round_to_sum(units / unit, whole, np.zeros_like(upper), upper, size) << (UNIT_BITS - bits))
-        sizes.append(size)
-        numbers[mine] = first + inner
-        first += count
-    return numbers, np.concatenate(sizes), np.concatenate(shares)
 
 
 def _quotas(made: Apart, share: Floats, budget: int, bits: int) -> Integers:

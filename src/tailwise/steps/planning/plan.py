@@ -33,7 +33,7 @@ class OtherMethod:
 _CAPPED = ("score", "score_file", "temperature", "keep", "budget", "without", "draw")
 OTHER_METHODS = {
     "rates": OtherMethod(
-        make_rate_plan, ("rates", "rate_column", "missing_rate", "max_rejected", "match"), ("above_one",)
+        make_rate_plan, ("rates", "rate_column", "missing_rate", "max_rejected", "match"), ("above_one", "draw")
     ),
     "text-balance": OtherMethod(
         make_balanced_plan, ("entries", "per_entry", "ignore_case", "plurals"), ("keep", "budget", "without")

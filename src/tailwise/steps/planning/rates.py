@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +12,29 @@ import numpy.typing as npt
 
 from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact
-from tailwise.catalog.catalog import Catalog
-from tailwise.catalog.columns import PlainColumn
+from tailwise.catalog.catalog import Catalog, Part
+from tailwise.catalog.columns import PartColumn, PlainColumn
 from tailwise.catalog.drops import Survivors
 from tailwise.catalog.files import create_array, file_digest
 from tailwise.context import Context
 from tailwise.errors import MAX_REJECTED, UserError, check_share
+from tailwise.execution.base import Worker
 from tailwise.plan.plan import Plan
+from tailwise.plan.quotas import MAX_BUDGET, UNIT_BITS, UNITS
 from tailwise.requests import PlanRequest
 from tailwise.steps.importing import listed as lists
 from tailwise.steps.importing.join import fill, refuse_other_pool
 from tailwise.steps.importing.listed import SampleList, no_match, read_list
 from tailwise.steps.importing.names import Names
-from tailwise.steps.planning.weighted import MAX_REPEATS, truncates, write_shard_offsets
+from tailwise.steps.planning.cells import tally, write_cells
+from tailwise.steps.planning.weighted import MAX_REPEATS, draw_of, truncates, write_shard_offsets
 from tailwise.storage.local import scratch
 
 SUFFIXES = (".json", *lists.SUFFIXES)
 
 
 def make_rate_plan(catalog: Catalog, name: str, request: PlanRequest, context: Context | None = None) -> Plan:
-    """Make a plan with a rate per sample, drawn by Bernoulli.
+    """Make a plan with a rate per sample, drawn by Bernoulli; by `draw` stream with exact counts, in groups of nearly equal rates.
 
     The file is DynamiCS's JSON `{key or sha256: rate}`, read as a stream, a table with a column of rates, or a list without rates, in
     which a name that is given twice is drawn twice: DataComp's .npy, or text. See `SampleList`.
@@ -44,15 +49,19 @@ def make_rate_plan(catalog: Catalog, name: str, request: PlanRequest, context: C
         raise UserError(f"`rate_column` {request.rate_column} does nothing with {path}: it has no columns")
     column = (request.rate_column or "rate") if table else None
     snapshot = catalog.snapshot()
-    config = {
+    draw = "bernoulli" if request.draw is None else draw_of(request, "random")
+    most = 1 if truncates(request) else MAX_REPEATS
+    config: dict[str, Any] = {
         "method": "rates",
         "column": column,
         "missing_rate": request.missing_rate,
         "snapshot": snapshot.number,
         "dynamic": request.dynamic is not False,
-        "draw": "bernoulli",
+        "draw": draw,
         "seed": request.seed,
     }
+    if draw == "stream":
+        config |= {"rate_groups": True, "max_repeats": most}
     if truncates(request):
         config["above_one"] = request.above_one
     if request.match is not None:
@@ -70,11 +79,42 @@ def make_rate_plan(catalog: Catalog, name: str, request: PlanRequest, context: C
     inputs = {"snapshot": snapshot.id, "rates": file_digest(path), **survivors.inputs}
     with Artifact(catalog.plan_folder(name), "plan", config, inputs) as artifact:
         if not artifact.done:
-            most = 1 if truncates(request) else MAX_REPEATS
             figures = _join(catalog, artifact, survivors, listed, missing_rate, max_rejected, most, context)
+            if draw == "stream":
+                bits = UNIT_BITS if config["dynamic"] else 0
+                figures["clusters"] = _group(artifact, catalog.parts(snapshot), most, bits, context)
             write_shard_offsets(catalog, artifact, snapshot)
             artifact.finish({"pool": survivors.pool, **figures})
     return Plan(catalog, name)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """The rates of a column."""
+
+    column: PartColumn
+
+    def read(self, part: Part, worker: Worker) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:  # noqa: ARG002
+        """Return group and rate of each row of a part: see `Rated`."""
+        return np.zeros(part.rows, np.int32), np.asarray(self.column.read(part)).astype(np.float64)
+
+
+def _group(artifact: Artifact, parts: Sequence[Part], most: int, bits: int, context: Context) -> int:
+    """Write groups of nearly equal rates in place of the rates; return their number."""
+    column = PlainColumn(artifact.folder, layout.RATE)
+    source = _Written(column)
+    cells = tally(source, parts, context)
+    budget = round(int(cells[:, 2].sum()) / UNITS)
+    if not 1 <= budget < MAX_BUDGET:
+        raise UserError(
+            f"the rates sum to {budget:,} samples: `draw` stream needs 1 to {MAX_BUDGET - 1:,}; use bernoulli"
+        )
+    quotas = np.array([budget << UNIT_BITS])
+    sizes = write_cells(artifact, source, cells, quotas, most, bits, parts, context)
+    for path in map(column.path, parts):
+        path.unlink(missing_ok=True)
+        layout.marker(path).unlink(missing_ok=True)
+    return len(sizes)
 
 
 def _check_file(path: Path | None) -> Path:
