@@ -2,7 +2,7 @@
 
 The peer is a webdataset pipeline over the same tars with the same transform, shuffled, batched five times as large, from which the same
 greedy picks. Trained samples/s, bytes read for each, and how many clusters a batch holds; that of plain shuffled batches beside it. Then
-the greedy alone at the size of a large run. Without workers; turns alternate.
+the greedy alone at the size of a large run, and CABS-DM and CABS-FM over several concepts a sample. Without workers; turns alternate.
 usage: diverse.py [--quick]
 """
 
@@ -22,7 +22,7 @@ from common import print_header
 from open_clip.transform import image_transform
 
 import tailwise
-from tailwise.kernels.compose import pick_diverse
+from tailwise.kernels.compose import pick_covering, pick_diverse, pick_richest
 from tailwise.loader.loader import Loader
 from tailwise.loader.order import SUPER_BATCH, Order
 from tailwise.shards.locations import Locations
@@ -46,6 +46,8 @@ def main() -> None:
         plan = tailwise.make_plan(catalog, "all", tailwise.PlanRequest("dynamics", keep=1.0))
         compare(plan, sorted(tars.glob("*.tar")), rounds=1 if quick else 3, batches=4 if quick else 16)
     greedy(rounds=3 if quick else 11)
+    for size, concepts in ((4096, 5_000), (8192, 12_000), (32_768, 12_000), (32_768, 500_000), (32_768, 200)):
+        by_concepts(size, concepts, rounds=1 if quick else 5)
 
 
 def compare(plan: tailwise.Plan, tars: list[Path], rounds: int, batches: int) -> None:
@@ -128,6 +130,28 @@ def greedy(rounds: int) -> None:
         f"({min(seconds[1:]) * 1000:.1f} … {max(seconds[1:]) * 1000:.1f}; goal < {GREEDY_GOAL_SECONDS * 1000:.0f}), "
         f"holds {held[0]:,} clusters, a random batch {held[1]:,}"
     )
+
+
+def by_concepts(size: int, concepts: int, rounds: int, mean: float = 8.0) -> None:
+    """Lists of concepts whose shares fall as 1 / rank, `mean` a sample at most."""
+    random, rows = np.random.default_rng(0), SUPER_BATCH * size
+    shares = np.cumsum(1 / np.arange(1, concepts + 1))
+    seconds: dict[str, list[float]] = {"diverse": [], "most-concepts": []}
+    for _ in range(rounds + 1):
+        owners = np.repeat(np.arange(rows), random.poisson(mean, rows))
+        codes = np.minimum(np.searchsorted(shares / shares[-1], random.random(len(owners))), concepts - 1)
+        pairs = np.unique(owners << 32 | codes)
+        counts = np.bincount(pairs >> 32, minlength=rows).astype(np.int32)
+        lists = (pairs & 0xFFFFFFFF).astype(np.int32)
+        for name, pick in (("diverse", pick_covering), ("most-concepts", pick_richest)):
+            start = time.perf_counter()
+            pick(counts, lists, size)
+            seconds[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}  # the first compiles
+    told = ", ".join(
+        f"{name} {1000 * value:.1f} ms ({size / value:,.0f} picked samples/s)" for name, value in medians.items()
+    )
+    print(f"by concepts: {size:,} of {rows:,} samples, {concepts:,} concepts, {len(lists) / rows:.1f} a sample: {told}")
 
 
 if __name__ == "__main__":

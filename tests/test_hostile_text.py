@@ -46,6 +46,8 @@ def pool(tmp_path_factory, make_tar, make_image, make_embeddings):
     (folder / "captions[x].tsv").write_text("\n".join(["key\tcaption", *captions, f"nobody\x1b[0m\t{WORDS}"]) + "\n")
     (folder / "gone.txt").write_text(f"{key(0)}\nnobody\x1b[31m[/b]\n")
     (folder / "entries.txt").write_text(f"second\n{WORDS}\n")
+    tags = [json.dumps({"key": key(row), "tags": [WORDS, KINDS[row % len(KINDS)]]}) for row in range(20)]
+    (folder / "tags[x].jsonl").write_text("\n".join(tags))
     recipe = "name: '[/b]'\nabout: '[red] $\\foo$'\nsteps: [{plan: {name: r, method: random, keep: 0.5}}]\n"
     (folder / "r[b].yaml").write_text(recipe)
     return folder
@@ -58,6 +60,8 @@ def commands(pool):
     return [
         (["import", shards, pool / "embeddings", catalog], [str(catalog)]),
         (["captions", catalog, pool / "captions[x].tsv", "--name", "recap"], []),
+        (["concepts", catalog, pool / "tags[x].jsonl", "--name", "tags", "--column", "tags"], []),
+        (["group", catalog, "--concepts", "tags"], []),
         (["embed", catalog, "--encoder", "pixels", "--workers", 1], []),
         (["cluster", catalog, "--clusters", 3], []),
         (["dedup", catalog, "--suggest"], ["[/b] [red]x"]),

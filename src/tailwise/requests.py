@@ -87,6 +87,39 @@ class CaptionsRequest:
 
 
 @dataclass(frozen=True)
+class ConceptsRequest(CaptionsRequest):
+    """Several concepts a sample: lists from a table, from the JSON in tars, from captions, or those that other lists agree on."""
+
+    name: Annotated[str, "Name of the lists."] = field(kw_only=True)
+    column: Annotated[
+        str | None,
+        "Column of lists, of Parquet or of JSON in text.  [default: concepts, tags, entities, labels or classes]",
+    ] = None
+    max_rejected: Annotated[float, "Stop when more than this share of the rows can't be used."] = MAX_REJECTED
+    ignore_case: Annotated[bool, "Take names in lower case; of `entries`: compare in lower case."] = False
+    entries: Annotated[
+        Path | None, "In place of tables: a list of words and phrases, one a line; a sample has those in its caption."
+    ] = None
+    plurals: Annotated[bool, "Of `entries`: regular English plurals and singulars match too."] = False
+    workers: Annotated[int | None, "Of `entries`: processes; one a processor by default."] = None
+    both: Annotated[
+        Sequence[str],
+        "In place of tables: other lists of concepts; a sample has the concepts that all of them give it. Give it twice or more.",
+    ] = ()
+
+    def __post_init__(self) -> None:
+        at_least(self, workers=1)
+        if self.entries is not None:
+            refuse_idle(self, {"name", "entries", "ignore_case", "plurals", "workers"}, "with `entries`")
+        elif self.both:
+            refuse_idle(self, {"name", "both"}, "with `both`")
+            if len(set(self.both)) < max(2, len(self.both)):
+                raise UserError(f"`both` {', '.join(self.both)}: name two lists of concepts or more, each once")
+        else:
+            refuse_given(self, {"plurals", "workers"}, "without `entries`")
+
+
+@dataclass(frozen=True)
 class EncoderRequest:
     """How to load an encoder."""
 
@@ -338,10 +371,15 @@ class GroupRequest:
         Path | None,
         "In place of `by`: a list of words and phrases, one a line (shirt|shirts is one); a sample's group is the rarest in its caption.",
     ] = None
+    concepts: Annotated[
+        str | None, "In place of `by`: lists of concepts; a sample's group is the rarest of its list."
+    ] = None
     ignore_case: Annotated[bool, "Of `entries`: compare in lower case."] = False
     plurals: Annotated[bool, "Of `entries`: regular English plurals and singulars match too."] = False
-    name: Annotated[str | None, "Name of the grouping.  [default: the column's, or entries]"] = None
-    missing: Annotated[str, "Samples without value or entry: leave-out (never drawn) or own-group."] = "leave-out"
+    name: Annotated[str | None, "Name of the grouping.  [default: the column's or the lists', or entries]"] = None
+    missing: Annotated[str, "Samples without value, entry or concept: leave-out (never drawn) or own-group."] = (
+        "leave-out"
+    )
     max_misses: Annotated[float | None, "Of `entries`: refuse if a greater share has no entry.  [default: 0.5]"] = None
     allow_misses: Annotated[bool, "Of `entries`: accept any share of samples without an entry."] = False
     without: Without = ()
@@ -358,10 +396,12 @@ class GroupRequest:
             refuse_idle(self, {"suggest", "terms", "output", "overwrite", "without"} | matching, "with `suggest`")
             return
         refuse_given(self, {"terms", "output", "overwrite"}, "without `suggest`")
-        if (self.by is None) == (self.entries is None):
-            raise UserError("give one of `by` COLUMN and `entries` FILE, or `suggest`")
+        if [self.by, self.entries, self.concepts].count(None) != 2:
+            raise UserError("give one of `by` COLUMN, `entries` FILE and `concepts` NAME, or `suggest`")
         shared = {"name", "missing", "without"}
-        if self.entries is not None:
+        if self.concepts is not None:
+            refuse_idle(self, {"concepts", *shared}, "with `concepts`")
+        elif self.entries is not None:
             refuse_idle(self, {"entries", "max_misses", "allow_misses"} | matching | shared, "with `entries`")
         else:
             refuse_idle(self, {"by", "file", "max_rejected", *shared}, "without `entries`")
@@ -434,6 +474,7 @@ class PlanRequest:
         float | None, "Of `rates`: refuse greater shares of unmatched rows or samples.  [default: 0.1]"
     ] = None
     entries: Annotated[Path | None, "Method text-balance: a list of entries, balanced as in MetaCLIP."] = None
+    concepts: Annotated[str | None, "Method text-balance: lists of concepts, in place of `entries`."] = None
     per_entry: Annotated[int | None, "Method text-balance: t, samples per entry. MetaCLIP: 20000."] = None
     ignore_case: Annotated[bool, "Method text-balance: compare in lower case."] = False
     plurals: Annotated[bool, "Method text-balance: regular English plurals and singulars match too."] = False
@@ -446,7 +487,8 @@ class PlanRequest:
     def __post_init__(self) -> None:
         """Set the method that the given file implies."""
         if not self.method:
-            method = "rates" if self.rates is not None else "text-balance" if self.entries is not None else ""
+            balanced = self.entries is not None or self.concepts is not None
+            method = "rates" if self.rates is not None else "text-balance" if balanced else ""
             object.__setattr__(self, "method", method)
 
 
@@ -482,7 +524,10 @@ class TrainRequest:
     seed: Annotated[int | None, "Of order, augmentations and weights.  [default: the plan's]"] = None
     lanes: Annotated[int | None, "Places of the pool that a batch is taken from.  [default: about 64]"] = None
     block: Annotated[int | None, "Samples of a lane that are shuffled together."] = None
-    compose: Annotated[str | None, "shuffle, spread or diverse.  [default: shuffle]"] = None
+    compose: Annotated[
+        str | None,
+        "shuffle, spread, diverse; by concepts: diverse:NAME, most-concepts:NAME.  [default: shuffle]",
+    ] = None
     captions: Annotated[
         str | None, "Joined captions and their weights, such as recap:0.7,original:0.3.  [default: original]"
     ] = None
@@ -548,6 +593,9 @@ class EvaluateRequest:
     templates: Annotated[Path | None, "Prompts with {c}, one a line.  [default: the set's, else OpenAI's 80]"] = None
     train_counts: Annotated[Path | None, "CSV, TSV or JSON: how often each class was trained on."] = None
     pool: Annotated[Path | None, "A catalog, in whose captions to count the classes instead."] = None
+    concepts: Annotated[str | None, "Of `pool`: lists of concepts to count the classes in, in place of captions."] = (
+        None
+    )
     groups: Annotated[str, "Of classes: thirds, or bounds such as 100,20 (head above 100, few below 20)."] = "thirds"
     batch_size: Annotated[int, "Images, or fewer at the end of a shard."] = 256
     workers: Annotated[int | None, "Processes that decode; one a processor by default."] = None

@@ -11,9 +11,10 @@ from tailwise.cli.run import step_commands
 from tailwise.errors import UserError
 from tailwise.pipeline.run import Runner
 from tailwise.pipeline.steps import STEPS, Step
-from tailwise.requests import CaptionsRequest, ClusterRequest, DedupRequest, FilterRequest, PlanRequest
+from tailwise.requests import CaptionsRequest, ClusterRequest, ConceptsRequest, DedupRequest, FilterRequest, PlanRequest
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.dedup.dedup import dedup
+from tailwise.steps.grouping.concepts import make_concepts
 from tailwise.steps.grouping.match import match_entries
 from tailwise.steps.importing.captions import join_captions
 from tailwise.steps.planning.plan import make_plan
@@ -35,6 +36,7 @@ def _full_catalog(_small_catalog_source, tmp_path_factory):
     filter_samples(catalog, FilterRequest("caption-words", keep=0.9))
     (folder / "entries.txt").write_text("group\n")
     match_entries(catalog, folder / "entries.txt", workers=1)
+    make_concepts(catalog, [], ConceptsRequest(name="words", entries=folder / "entries.txt", workers=1))
     make_plan(catalog, "p", PlanRequest("dbp", keep=0.5))
     (folder / "captions.tsv").write_text("key\tcaption\n000001\tone\n")
     join_captions(catalog, [folder / "captions.tsv"], CaptionsRequest(name="recap"))
@@ -87,6 +89,7 @@ def test_it_is_found_among_the_inputs_of_others(kind):
 
 NEEDED = {
     "captions": {"tables": "t.csv", "name": "c"},
+    "concepts": {"tables": "t.parquet", "name": "c"},
     "embed": {"encoder": "pixels"},  # options without which a command does nothing
     "cluster": {"k": 3},
     "group": {"by": "shard"},
@@ -115,7 +118,8 @@ def test_run_knows_what_makes_it_and_what_takes_it(kind, tmp_path):
     for command, option in kind.named_by.items():
         makers = kind.makers_for.get(command, tuple(kind.made_by))
         assert option in commands[command].options
-        takes = job(command, **{option: "x"})
+        alone = (command, option) == ("group", "concepts")  # in place of `by`
+        takes = runner.job(Step(command, {option: "x"})) if alone else job(command, **{option: "x"})
         with pytest.raises(UserError, match=f"{option} is 'x', .* add a step {' or '.join(makers)}$"):
             runner.check([main, takes])
         for maker in makers:

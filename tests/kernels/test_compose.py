@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailwise.kernels.compose import deal, even_target, pick_diverse
+from tailwise.kernels.compose import concept_targets, deal, even_target, pick_covering, pick_diverse, pick_richest
 from tailwise.kernels.keyed import hash_range, stream_key
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=200)
@@ -206,3 +206,121 @@ def test_ties_are_broken_by_key():
 def test_impossible_picks_are_errors(labels, frequencies, target, most, count, message):
     with pytest.raises(ValueError, match=message):
         pick_diverse(np.array(labels, np.int32), np.array(frequencies), target, most, count=count, key=KEY)
+
+
+# --- several concepts an item: CABS-DM and CABS-FM from their formulas, in plain Python --------------------------------
+
+
+def cabs_targets(super_batch, size):
+    """Target of each concept, by name."""
+    concepts = sorted({concept for sample in super_batch for concept in sample})
+    number = max(1, len(concepts))
+    base, extra = min(size // number, 10), size % number
+    targets = {concept: max(1, base + (place < extra)) for place, concept in enumerate(concepts)}
+    total = sum(targets.values())
+    if total > size:
+        targets = {concept: max(1, target * size // total) for concept, target in targets.items()}
+    return targets
+
+
+def cabs_diversity(super_batch, size):
+    """Picks in the order in which they are made; the bound of 10 is lifted where nothing else is left, so that batches are full."""
+    targets, bound = cabs_targets(super_batch, size), 10
+    frequency = {concept: sum(concept in sample for sample in super_batch) for concept in targets}
+    taken = dict.fromkeys(targets, 0)
+
+    def gain(sample):
+        if not sample:
+            return -1.0
+        gains = [
+            (targets[c] - taken[c]) / max(1, targets[c]) + 1 / frequency[c] if taken[c] < targets[c] else -0.5
+            for c in sorted(sample)
+        ]
+        return sum(gains) / len(gains)
+
+    picked = []
+    while len(picked) < size:
+        left = [place for place in range(len(super_batch)) if place not in picked]
+        allowed = [place for place in left if all(taken[c] < bound for c in super_batch[place])]
+        if not allowed:
+            bound = len(super_batch) + 1
+            continue
+        best = max(allowed, key=lambda place: (gain(super_batch[place]), -place))
+        picked.append(best)
+        for concept in super_batch[best]:
+            taken[concept] += 1
+    return picked
+
+
+def cabs_frequency(super_batch, size):
+    return sorted(range(len(super_batch)), key=lambda place: -len(super_batch[place]))[:size]
+
+
+def as_lists(super_batch):
+    counts = np.array([len(sample) for sample in super_batch], np.int32)
+    return counts, np.array([code for sample in super_batch for code in sorted(sample)], np.int32)
+
+
+@st.composite
+def tagged(draw):
+    """A super-batch: samples with several concepts of a few or many, skewed, so that gains tie; some have none, many are alike."""
+    concepts = draw(st.sampled_from([1, 2, 5, 30, 400]))
+    generator = np.random.default_rng(draw(st.integers(0, 10_000)))
+    rows, most = draw(st.integers(1, 90)), draw(st.integers(0, 6))
+    codes = np.minimum(concepts - 1, generator.geometric(draw(st.sampled_from([0.02, 0.2, 0.6])), (rows, most)) - 1)
+    samples = [{int(code) for code in mine[: generator.integers(0, most + 1)]} for mine in codes]
+    return samples, draw(st.integers(0, rows))
+
+
+@FIXED
+@given(tagged())
+def test_covering_picks_are_those_of_the_formula(given_batch):
+    super_batch, size = given_batch
+    picked = pick_covering(*as_lists(super_batch), size)
+    assert picked.dtype == np.int64
+    assert picked.tolist() == sorted(cabs_diversity(super_batch, size))
+
+
+@FIXED
+@given(tagged())
+def test_richest_picks_are_those_of_the_formula(given_batch):
+    super_batch, size = given_batch
+    assert pick_richest(*as_lists(super_batch), size).tolist() == sorted(cabs_frequency(super_batch, size))
+
+
+@FIXED
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_targets_are_those_of_the_formula(concepts, size):
+    assert concept_targets(concepts, size).tolist() == list(cabs_targets([set(range(concepts))], size).values())
+
+
+def test_targets_by_hand():
+    assert concept_targets(3, 8).tolist() == [3, 3, 2]
+    assert concept_targets(3, 100).tolist() == [
+        11,
+        10,
+        10,
+    ]  # an even share of 33 is cut to 10; the one left of 100 goes to the first
+    assert concept_targets(5, 3).tolist() == [1, 1, 1, 1, 1]
+    assert concept_targets(0, 3).tolist() == []
+
+
+def test_of_equal_gains_the_first_item_is_picked():
+    counts, concepts = as_lists([{0}, {0}, {1}, {1}, set()])
+    assert pick_covering(counts, concepts, 2).tolist() == [0, 2]  # both concepts have gain 1.5: item 0, then item 2
+    assert pick_covering(counts, concepts, 4).tolist() == [0, 1, 2, 3]
+    assert pick_richest(counts, concepts, 3).tolist() == [0, 1, 2]
+
+
+def test_a_concept_is_picked_more_than_ten_times_only_when_nothing_else_is_left():
+    counts, concepts = as_lists([{0}] * 15 + [set()] * 2)
+    assert pick_covering(counts, concepts, 10).tolist() == [*range(10)]
+    assert pick_covering(counts, concepts, 13).tolist() == [*range(11), 15, 16]
+
+
+@pytest.mark.parametrize("pick", [pick_covering, pick_richest])
+def test_lists_that_do_not_fit_are_errors(pick):
+    with pytest.raises(ValueError, match="3 of 2 items"):
+        pick(np.ones(2, np.int32), np.zeros(2, np.int32), 3)
+    with pytest.raises(ValueError, match="3 concepts, where the counts sum to 2"):
+        pick(np.ones(2, np.int32), np.zeros(3, np.int32), 1)

@@ -1,3 +1,5 @@
+import json
+import pickle
 from collections import Counter
 from itertools import pairwise
 
@@ -7,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailwise.errors import UserError
+from tailwise.kernels.compose import pick_covering, pick_richest
 from tailwise.loader import order as order_module
 from tailwise.loader.order import MOST_LANES, SUPER_BATCH, choose_lanes
-from tailwise.requests import PlanRequest
+from tailwise.requests import ConceptsRequest, PlanRequest
+from tailwise.steps.grouping.concepts import make_concepts
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.planning.plan import make_plan
 
@@ -321,6 +325,69 @@ def test_plans_by_rate_cannot_be_composed_by_clusters(open_plan, make_order):
             make_order(open_plan("rates"), 8, lanes=8, compose=compose)
 
 
+# --- lists of concepts --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def lists(order_pool, tmp_path_factory):
+    """Lists of concepts "tags" of `order_pool`, and the list of each row: skewed, some empty."""
+    generator = np.random.default_rng(5)
+    lists = [set(np.minimum(generator.geometric(0.15, generator.integers(0, 6)), 40).tolist()) for _ in range(1000)]
+    keys = [key for part in order_pool.parts() for key in order_pool.samples(part, ["key"]).column(0).to_pylist()]
+    path = tmp_path_factory.mktemp("tags") / "tags.jsonl"
+    rows = (
+        json.dumps({"key": key, "tags": [f"c{tag:02d}" for tag in each]}) for key, each in zip(keys, lists, strict=True)
+    )
+    path.write_text("\n".join(rows))
+    make_concepts(order_pool, [path], ConceptsRequest(name="tags"))
+    return lists
+
+
+@pytest.mark.parametrize("name", ["all", "stream", "often", "rates"])
+@pytest.mark.parametrize("compose", ["diverse:tags", "most-concepts:tags"])
+def test_batches_are_picked_by_concepts(open_plan, make_order, lists, name, compose):
+    order = make_order(open_plan(name), 16, lanes=8, compose=compose)
+    for number in (0, 1, 7, 30):
+        base, _ = super_batch(order, number)
+        _, firsts = np.unique(base, return_index=True)
+        there = base[np.sort(firsts)] if len(firsts) >= 16 else base
+        mine = [sorted(lists[row]) for row in there.tolist()]
+        counts = np.array(list(map(len, mine)), np.int32)
+        pick = pick_covering if compose.startswith("diverse") else pick_richest
+        expected = there[pick(counts, np.array([tag for each in mine for tag in each], np.int32), 16)]
+        assert order.batch(number).rows.tolist() == expected.tolist()
+        assert len({*expected.tolist()}) == min(16, len(firsts))
+
+
+@pytest.mark.parametrize("compose", ["diverse:tags", "most-concepts:tags"])
+def test_ranks_share_batches_of_concepts(open_plan, make_order, lists, compose):
+    whole = make_order(open_plan("stream"), 24, lanes=8, compose=compose)
+    for number in (19, 3):
+        for parts in (1, 2, 4, 8):
+            fresh = pickle.loads(pickle.dumps(make_order(open_plan("stream"), 24, lanes=8, compose=compose)))
+            pieces = [fresh.batch(number, part, parts).rows for part in range(parts)]
+            assert np.concatenate(pieces).tolist() == whole.batch(number).rows.tolist()
+
+
+def test_richest_batches_have_more_concepts_and_diverse_ones_more_different_ones(open_plan, make_order, lists):
+    orders = {compose: make_order(open_plan("all"), 16, lanes=8, compose=compose) for compose in COMPOSED}
+    several, different = {}, {}
+    for compose, order in orders.items():
+        rows = read(order, 12)[0].tolist()
+        several[compose] = np.mean([len(lists[row]) for batch in rows for row in batch])
+        different[compose] = np.mean([len(set().union(*(lists[row] for row in batch))) for batch in rows])
+    assert several["most-concepts:tags"] > several["shuffle"] + 1
+    assert different["diverse:tags"] > different["shuffle"] + 3
+
+
+COMPOSED = ("shuffle", "diverse:tags", "most-concepts:tags")
+
+
+def test_the_identity_holds_the_lists(open_plan, make_order, lists):
+    orders = [make_order(open_plan("all"), 16, lanes=8, compose=compose) for compose in (*COMPOSED, "diverse")]
+    assert len({order.identity for order in orders}) == 4
+
+
 # --- how well it is shuffled ---------------------------------------------------------------------------------------------
 
 
@@ -410,7 +477,11 @@ def test_the_identity_changes_with_whatever_changes_the_order(open_plan, make_or
             {"batch_size": 7, "lanes": 2},
             r"2 lanes: must divide the global batch of 7 samples; leave lanes out, or give 7",
         ),
-        ({"compose": "clustered"}, "composition 'clustered': must be one of shuffle, spread, diverse"),
+        ({"compose": "clustered"}, "composition 'clustered': must be one of shuffle, spread, diverse, most-concepts"),
+        ({"compose": "spread:tags"}, "composition 'spread:tags': spread takes no concepts; leave out ':tags'"),
+        ({"compose": "most-concepts"}, "composition 'most-concepts': name the concepts, such as most-concepts:tags"),
+        ({"compose": "diverse:"}, "composition 'diverse:': name the concepts, such as diverse:tags"),
+        ({"compose": "diverse:absent"}, "no concepts named 'absent'"),
     ],
 )
 def test_options_out_of_bounds_are_refused(open_plan, make_order, options, message):

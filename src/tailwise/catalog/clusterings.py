@@ -20,7 +20,7 @@ from tailwise.catalog.files import map_array, read_json, read_table, write_array
 from tailwise.notebook import GREY, areas, shown
 from tailwise.text import command_line
 
-RAREST_ENTRY = "rarest entry"  # what `group_by_entry` groups by
+RAREST_ENTRY, RAREST_CONCEPT = "rarest entry", "rarest concept"  # what `group_by_entry` and `group_by_concept` group by
 
 
 def clustering_artifact(catalog: Catalog, name: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> Artifact:
@@ -154,4 +154,6 @@ class Clustering(FinishedArtifact, ClusterFiles):
         group_by = self.config.get("group_by")
         if group_by == RAREST_ENTRY:
             return "no entry of the list in its caption"
+        if group_by == RAREST_CONCEPT:
+            return "no concept in its list"
         return "in no group" if group_by is None else f"no value of {group_by}"

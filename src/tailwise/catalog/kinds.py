@@ -13,6 +13,7 @@ from tailwise.errors import UserError
 from tailwise.requests import name_of_dedup
 
 WITHOUT = "without "  # begins the names of drop lists among the inputs of other artifacts
+LISTED = "concepts "  # begins those of lists of concepts
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,21 @@ CAPTIONS = Kind(
     made_by={"captions": itemgetter("name")},
     named_by={"embed": "captions"},
 )
+CONCEPTS = Kind(
+    "concepts",
+    layout.CONCEPTS,
+    ("by", "column", "both"),
+    made_by={"concepts": itemgetter("name")},
+    named_by={"plan": "concepts", "group": "concepts"},
+    prefix=LISTED,
+)
 CLUSTERING = Kind(
     "clusterings",
     layout.CLUSTERINGS,
     ("k", "merge", "column", "group_by", "extends"),
     made_by={
         "cluster": itemgetter("name"),
-        "group": lambda asked: asked["name"] or asked["by"] or "entries",
+        "group": lambda asked: asked["name"] or asked["by"] or asked["concepts"] or "entries",
         "import": lambda asked: asked["clustering"] or "dynamics",
     },
     named_by={"plan": "clustering", "dedup": "clustering"},
@@ -100,7 +109,17 @@ PLAN = Kind(
     named_by={"plan": "of", "train": "name", "export": "name", "draw": "name", "excluded": "plan"},
     inputs={"plan": "of"},
 )
-KINDS = (CAPTIONS, CLUSTERING, SCORE, HASHES, COMPARISON, MATCHES, DROP_LIST, PLAN)  # in the order of `status`
+KINDS = (
+    CAPTIONS,
+    CONCEPTS,
+    CLUSTERING,
+    SCORE,
+    HASHES,
+    COMPARISON,
+    MATCHES,
+    DROP_LIST,
+    PLAN,
+)  # in the order of `status`
 MADE_BY = {command: kind for kind in KINDS for command in kind.made_by}
 
 

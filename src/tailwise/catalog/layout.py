@@ -62,6 +62,7 @@ MATCHES = "matches"
 DROP_LISTS = "drops"
 PLANS = "plans"
 CAPTIONS = "captions"
+CONCEPTS = "concepts"
 MANIFEST = "manifest.json"  # with it, an artifact is finished
 PENDING = "pending.json"
 
@@ -75,6 +76,8 @@ ENTRY_COUNT = "count"
 ENTRY = "entry"
 CAPTION_ENDS = "end"
 CAPTION_TEXT = "text"
+CONCEPT_ENDS = "ends"
+CONCEPT = "concept"
 
 # Of a clustering.
 CENTROIDS = "centroids.npy"
@@ -89,7 +92,7 @@ DROPPED = "dropped"
 RATE = "rate"
 GROUP = "group"
 
-# Of a drop list, and a list of entries.
+# Of a drop list, and of lists of entries and concepts.
 DROPPED_TABLE = "dropped.parquet"
 ENTRY_TABLE = "entries.parquet"
 

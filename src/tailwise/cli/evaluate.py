@@ -99,6 +99,7 @@ def _config(checkpoint: str, sets: Mapping[str, Any], options: EvaluateRequest) 
     """Return the settings that decide the figures, without workers and the bound on rejects; files also by content, sets by name."""
     from dataclasses import asdict
 
+    from tailwise.catalog.concepts import Concepts
     from tailwise.catalog.files import file_digest
     from tailwise.devices import find_device
     from tailwise.encoders.open_clip import find_checkpoint
@@ -106,11 +107,15 @@ def _config(checkpoint: str, sets: Mapping[str, Any], options: EvaluateRequest) 
     found = find_checkpoint(checkpoint, options.model)
     given = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
     del given["workers"], given["max_rejected"]
+    if options.concepts is None:  # as earlier versions wrote it
+        del given["concepts"]
     read = {name: getattr(options, name) for name in ("classes", "templates", "train_counts")}
     read["weights"] = found.weights
     digests = {name: file_digest(path) for name, path in read.items() if path is not None and path.is_file()}
     if options.pool is not None:
         digests["pool"] = open_catalog(options.pool).snapshot().id
+        if options.concepts is not None:
+            digests["concepts"] = Concepts(open_catalog(options.pool), options.concepts).id
     device = find_device(options.device, any_kind=True).type
     resolved = {"model": found.model, "pretrained": found.pretrained, "device": device}
     return {"checkpoint": checkpoint, **sets, **given, **resolved, "digests": digests}

@@ -7,7 +7,7 @@ from typing import Any
 
 # All commands, in the order of the work.
 STEPS = {
-    "Import": ("import", "captions", "embed"),
+    "Import": ("import", "captions", "concepts", "embed"),
     "Clean (drop lists)": ("dedup", "filter"),
     "Group": ("cluster", "group"),
     "Plan": ("plan", "explain"),
@@ -24,6 +24,9 @@ OPTIONS = {
     "import": {
         "Images and captions in shards": "image caption",
         "Embeddings that come with the pool": "embedding column of id-column embedding-column clustering",
+    },
+    "concepts": {
+        "Entries of captions, and lists that agree": "entries plurals workers both",
     },
     "embed": {
         "Encoder": "model pooling",
@@ -51,7 +54,7 @@ OPTIONS = {
         " max-repeats above-one",
         "Choice of samples": "pick score score-file logits dynamic draw seed",
         "Method rates": "rates rate-column missing-rate max-rejected match",
-        "Method text-balance": "entries per-entry ignore-case plurals",
+        "Method text-balance": "entries concepts per-entry ignore-case plurals",
         "Methods mixture, between and within": "shares of",
         "Methods of your own": "methods option final-option",
     },
@@ -63,7 +66,7 @@ OPTIONS = {
     },
     "evaluate": {
         "Classes and prompts": "classes templates",
-        "By training frequency": "train-counts pool groups",
+        "By training frequency": "train-counts pool concepts groups",
         "Intervals": "bootstrap seed",
         "Resources": "batch-size workers device precision max-rejected",
     },

@@ -58,7 +58,7 @@ def plan(
     Methods that pick once: **dbp** (Density-Based Pruning, ICLR 2024) and **ssp**, hardest samples first; **cap**, at most N of
     each cluster; **top-score**, highest score first. **scs**, **hcs**: copies in
     proportion to e^score, with a soft or a hard cap. **rates**: a file of rates made
-    elsewhere. **text-balance**: a list of words that captions are balanced over (MetaCLIP). **mixture**: a given
+    elsewhere. **text-balance**: words that captions are balanced over (MetaCLIP), or lists of concepts. **mixture**: a given
     share of each epoch from each source, or from each group of a grouping. **between**, **within**: another plan
     taken apart, its rates averaged over each group, or rescaled so that all groups have the same mean rate.
 
@@ -123,9 +123,12 @@ def _print_notes(made: Plan, opened: Catalog, folder: Path) -> None:
     summary = made.manifest["summary"]
     if "entries_thinned" in summary:
         thinned, unmatched = summary["entries_thinned"], summary["entries_without_match"]
+        of_captions = "ignore_case" in made.config
+        have = "captions hold an entry" if of_captions else "samples have a concept"
+        entries, samples = ("entries", "captions") if of_captions else ("concepts", "samples")
         say(
-            f"{summary['matched']:,} captions hold an entry; {thinned:,} of {summary['entries']:,} entries have more than "
-            f"{summary['per_entry']:,.1f} captions and are thinned, {unmatched:,} have none"
+            f"{summary['matched']:,} {have}; {thinned:,} of {summary['entries']:,} {entries} have more than "
+            f"{summary['per_entry']:,.1f} {samples} and are thinned, {unmatched:,} have none"
         )
     if mixture := summary.get("mixture"):
         _print_mixture(mixture, int(made.config["max_repeats"]))

@@ -1,4 +1,4 @@
-"""The pool: import, captions, embed, status, verify, unpack, relocate, delete, rename."""
+"""The pool: import, captions, concepts, embed, status, verify, unpack, relocate, delete, rename."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tailwise.cli.printing import print_json, print_rejections, print_table, rej
 from tailwise.cli.requests import takes
 from tailwise.errors import NotFoundError, UserError
 from tailwise.log import print_error
-from tailwise.requests import CaptionsRequest, EmbedRequest, ImportRequest
+from tailwise.requests import CaptionsRequest, ConceptsRequest, EmbedRequest, ImportRequest
 
 if TYPE_CHECKING:
     from tailwise.steps.importing.pool import ImportReport
@@ -130,6 +130,48 @@ def captions(
         print_rejections(made.rejections)
     say(f"train with --captions {name}:0.7,original:0.3 draws them; embed and filter take --captions {name}")
     suggest_step(opened)
+
+
+@app.command()
+@takes(ConceptsRequest)
+def concepts(
+    catalog: CatalogPath,
+    request: ConceptsRequest,
+    tables: Annotated[
+        list[str] | None, Argument(metavar="[TABLE...]", help="Files, folders or patterns; or json:FIELD.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give each sample a list of concepts: tags, entities, words of its caption.
+
+    The lists come from tables, .parquet, .csv, .tsv, .jsonl, whose column holds lists; from a field of each sample's .json; from
+    captions, with --entries; or they are those that several other lists agree on, with --both.
+
+    Lists feed `plan --method text-balance --concepts NAME`, `group --concepts NAME` (the rarest of each list), `train --compose
+    diverse:NAME` (CABS-DM) and most-concepts:NAME (CABS-FM), and `evaluate --pool CATALOG --concepts NAME`.
+
+    Examples:
+      tailwise concepts my-catalog tags.parquet --name tags --column tags
+      tailwise concepts my-catalog json:objects --name objects
+      tailwise concepts my-catalog --name words --entries entries.txt --ignore-case
+      tailwise concepts my-catalog --name agreed --both tags --both words
+    """
+    from tailwise.steps.grouping.concepts import make_concepts
+
+    opened = open_catalog(catalog)
+    made = make_concepts(opened, tables or [], request, with_progress())
+    name, summary = made.concepts.name, made.concepts.summary
+    if as_json:
+        print_json({"name": name, **summary, **rejected_json(made.rejections)})
+        return
+    mean = summary["entries"] / summary["with_concepts"]
+    say(
+        f"concepts {name!r}: {summary['with_concepts']:,} of {summary['samples']:,} samples have some of the {summary['concepts']:,} "
+        f"concepts, {mean:.1f} each on average"
+    )
+    if made.rejections.counts:
+        print_rejections(made.rejections)
+    suggest("plan", opened.folder, "balanced", method="text-balance", concepts=name, keep=0.5)
 
 
 @app.command()

@@ -65,7 +65,7 @@ def cluster(catalog: CatalogPath, request: ClusterRequest, as_json: AsJson = Fal
 @app.command()
 @takes(GroupRequest)
 def group(catalog: CatalogPath, request: GroupRequest, as_json: AsJson = False) -> None:
-    """Group the pool by a column, or by words in captions, in place of clusters.
+    """Group the pool by a column, by words in captions, or by lists of concepts, in place of clusters.
 
     Columns are a language, domain, class, or cluster numbers made elsewhere. Each distinct value is a group; plans are made over
     them with `--clustering NAME`, by all methods that need no distances. --suggest lists frequent words of the captions that end a
@@ -91,13 +91,18 @@ def group(catalog: CatalogPath, request: GroupRequest, as_json: AsJson = False) 
         return
     say(f"grouping {made.name!r}: {summary['clusters']:,} groups of {summary['samples']:,} samples")
     _say_dropped(summary, request, "group")
-    what = "value" if request.entries is None else "entry in their captions"
+    what = "concept" if request.concepts else "value" if request.entries is None else "entry in their captions"
     if summary["without_value"]:
         say(f"{summary['without_value']:,} samples have no {what} and belong to no group")
     if "matched_as_given" in summary:
         _print_matches(summary)
     if summary.get("entries_without_group"):
-        say(f"{summary['entries_without_group']:,} entries of the list are the rarest of no caption")
+        entries = (
+            "concepts are the rarest of no sample"
+            if request.concepts
+            else "entries of the list are the rarest of no caption"
+        )
+        say(f"{summary['entries_without_group']:,} {entries}")
     if summary.get("values_without_sample"):
         say(f"{summary['values_without_sample']:,} values belong to no sample")
     print_sizes(made.table.column("size").to_numpy(), "groups")

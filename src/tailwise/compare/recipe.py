@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, InstanceOf
+from pydantic import AfterValidator, BeforeValidator, Field, InstanceOf
 
 from tailwise.devices import ALLOWED, DEVICE_NAME
 from tailwise.errors import MAX_REJECTED, UserError
-from tailwise.loader.order import Composition
+from tailwise.loader.order import check_composition
 from tailwise.pipeline.steps import Steps
 from tailwise.recipes.recipe import with_folder
 from tailwise.recipes.schema import NAMED, Natural, Positive, Text, Texts, Values, read_as
@@ -51,13 +51,21 @@ class Training:
     max_rejected: Annotated[float, Field(ge=0, le=1)] = MAX_REJECTED
 
 
+def _composition(text: str) -> str:
+    try:
+        check_composition(text)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of the table."""
 
     name: Annotated[Text, Field(pattern=ROW_NAME, description="text of 1 to 100 characters, without slashes")]
     plan: Values  # options of `tailwise plan`, without the dashes
-    compose: Composition = "shuffle"  # how the loader's order composes batches
+    compose: Annotated[Text, AfterValidator(_composition)] = "shuffle"  # how the loader's order composes batches
     samples_seen: Positive | None = None  # in place of the training's
 
     @property

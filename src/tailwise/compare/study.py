@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from tailwise.catalog import Catalog
 from tailwise.catalog.artifacts import find_manifest
 from tailwise.catalog.files import digest, read_json, write_json
+from tailwise.catalog.kinds import CONCEPTS
 from tailwise.catalog.outputs import check_output_folder
 from tailwise.compare.gate import check_gate, gate_lines, gate_table, open_truth, treatment
 from tailwise.compare.recipe import CompareRecipe, Row, choose
@@ -131,6 +132,10 @@ class Study:
                 inputs[f"clustering {clusters}"] = _id(catalog.clusters_folder(clusters))
         if isinstance(of := run.plans[0].options.get("of"), str):  # a plan that the catalog has
             inputs[f"plan {of}"] = _id(catalog.plan_folder(of))
+        lists = {run.row.compose.partition(":")[2], *(step.options.get("concepts") for step in run.plans)} - {"", None}
+        inputs |= {
+            f"concepts {name}": _id(CONCEPTS.path(catalog.folder, str(name))) for name in sorted(map(str, lists))
+        }
         decides: dict[str, Any] = {"plan": dict(run.row.plan), "compose": run.row.compose, "seed": run.seed}
         decides |= {"train": training, "snapshot": catalog.snapshot().id, **inputs}
         return dict(json.loads(json.dumps(decides, default=str)))

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog.catalog import Catalog, RowGroup, read_captions
+from tailwise.catalog.concepts import Concepts
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.base import Needs, Task, Worker
@@ -90,6 +91,32 @@ def count_in_pool(
     groups = catalog.row_groups(catalog.parts())
     found = (context or Context()).map(_Count(tuple(classes)), groups, "matching captions", Needs(workers=workers))
     return sum(found, np.zeros(len(classes), np.int64))
+
+
+def count_concepts(folder: Path, name: str, classes: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Return the number of samples that have each class among the concepts of their lists: int64 [C].
+
+    Names are compared in lower case. A concept is a class if it is one of the class's comma-separated names ("tabby, tabby cat"). A sample
+    counts once for each class. Raise a UserError if there is no catalog, or no lists of this name.
+    """
+    concepts = Concepts(Catalog.open(folder), name)
+    owners: dict[str, list[int]] = {}
+    for index, synonyms in enumerate(classes):
+        for synonym in synonyms.lower().split(","):
+            owners.setdefault(synonym.strip(), []).append(index)
+    found = [dict.fromkeys(owners.get(entry.lower(), ())) for entry in concepts.entries]
+    firsts = np.cumsum([0, *map(len, found)])[:-1]
+    lengths = np.array(list(map(len, found)), np.int64)
+    owned = np.array([index for each in found for index in each], np.int64)
+    counts = np.zeros(len(classes), np.int64)
+    for part in concepts.catalog.parts(concepts.snapshot):
+        of_row, entries = concepts.part(part, np.ones(part.rows, np.bool_))
+        mine = lengths[entries]
+        rows = np.repeat(np.repeat(np.arange(part.rows), of_row), mine)
+        within = np.arange(len(rows)) - np.repeat(np.cumsum(mine) - mine, mine)
+        pairs = np.unique(rows * len(classes) + owned[np.repeat(firsts[entries], mine) + within])
+        counts += np.bincount(pairs % len(classes), minlength=len(classes))
+    return counts
 
 
 @dataclass(frozen=True)

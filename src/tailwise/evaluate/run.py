@@ -14,11 +14,11 @@ import pyarrow as pa
 from tailwise.context import Context
 from tailwise.encoders.open_clip import LoadedModel, find_checkpoint, load_model
 from tailwise.errors import UserError, check_share, refuse_many
-from tailwise.evaluate.counts import count_in_pool, read_train_counts
+from tailwise.evaluate.counts import count_concepts, count_in_pool, read_train_counts
 from tailwise.evaluate.metrics import OF_GUESSES, Ints, bounded, classification, doublings, recall, tally, thirds
 from tailwise.evaluate.sets import ImageSet, Task, find_set
 from tailwise.evaluate.zero_shot import KS, classify, retrieve
-from tailwise.requests import EvaluateRequest
+from tailwise.requests import EvaluateRequest, refuse_given
 from tailwise.shards.content import HARMLESS
 
 
@@ -97,6 +97,8 @@ def _check(options: EvaluateRequest) -> tuple[int, int] | None:
     """Return the bounds of the groups, None for thirds; refuse invalid options."""
     if options.train_counts is not None and options.pool is not None:
         raise UserError("`train_counts` and `pool` both say how often classes were trained on: give one")
+    if options.pool is None:
+        refuse_given(options, {"concepts"}, "without `pool`")
     check_share(options.max_rejected)
     if options.groups == "thirds":
         return None
@@ -120,6 +122,8 @@ def _train_counts(images: ImageSet, options: EvaluateRequest, context: Context) 
     if options.train_counts is not None:
         return read_train_counts(options.train_counts, images.classes)
     if options.pool is not None:
+        if options.concepts is not None:
+            return count_concepts(options.pool, options.concepts, images.classes)
         return count_in_pool(options.pool, images.classes, workers=options.workers, context=context)
     return None
 

@@ -200,3 +200,129 @@ def pick_diverse(
     frequencies = np.maximum(frequencies.astype(np.float64), 1.0)
     _take_greedily(items, starts, hashes, frequencies, targets, count if most is None else most, chosen)
     return np.sort(chosen)
+
+
+# --- several concepts an item -----------------------------------------------------------------------------------------
+
+MOST_OF_A_CONCEPT = 10  # CABS-DM: items of a concept in a batch, and the greatest even share of a target
+
+
+def concept_targets(concepts: int, count: int) -> npt.NDArray[np.int64]:
+    """Return the targets of CABS-DM: how many of `count` items should have each of K concepts, int64 [K], in the order of the concepts.
+
+    Source: see `pick_covering`. The even share count // K, at most MOST_OF_A_CONCEPT, and one more for the first count mod K concepts;
+    at least 1. If they sum to more than `count`, they shrink in proportion, and stay at least 1.
+    """
+    targets = np.full(concepts, min(count // max(1, concepts), MOST_OF_A_CONCEPT), np.int64)
+    targets[: count % max(1, concepts)] += 1
+    targets = np.maximum(targets, 1)
+    total = int(targets.sum())
+    return np.maximum(targets * count // total, 1) if total > count else targets
+
+
+@jit
+def _gain(
+    codes: npt.NDArray[np.int64],
+    taken: npt.NDArray[np.int64],
+    targets: npt.NDArray[np.int64],
+    frequencies: npt.NDArray[np.int64],
+) -> float:
+    """Gain of an item with some concepts, summed in their order; less than any other's if it has none."""
+    if len(codes) == 0:
+        return -1.0
+    total = 0.0
+    for code in codes:
+        if taken[code] < targets[code]:
+            total += (targets[code] - taken[code]) / targets[code] + 1.0 / frequencies[code]
+        else:
+            total -= 0.5
+    return total / len(codes)
+
+
+@jit
+def _cover_greedily(
+    starts: npt.NDArray[np.int64],
+    codes: npt.NDArray[np.int64],
+    targets: npt.NDArray[np.int64],
+    frequencies: npt.NDArray[np.int64],
+    most: int,
+    chosen: npt.NDArray[np.int64],
+) -> None:
+    """Fills `chosen` from a heap by gain, then position. Gains only fall: the first item whose gain is still true has the greatest."""
+    taken = np.zeros(len(targets), np.int64)
+    heap = [
+        (-_gain(codes[starts[item] : starts[item + 1]], taken, targets, frequencies), item)
+        for item in range(len(starts) - 1)
+    ]
+    heapq.heapify(heap)
+    resting = heap[:0]  # items with a concept that the batch has `most` times
+    at = 0
+    while at < len(chosen):
+        if not heap:
+            most = len(starts)  # no bound; to raise it step by step would sort all items again for each pick
+            heap, resting = resting, heap
+            heapq.heapify(heap)
+        known, item = heap[0]
+        own = codes[starts[item] : starts[item + 1]]
+        full = False
+        for code in own:
+            full = full or taken[code] >= most
+        gain = -_gain(own, taken, targets, frequencies)
+        if full:
+            heapq.heappop(heap)
+            resting.append((gain, item))
+        elif gain > known:
+            heapq.heapreplace(heap, (gain, item))
+        else:
+            heapq.heappop(heap)
+            chosen[at] = item
+            at += 1
+            for code in own:
+                taken[code] += 1
+
+
+def pick_covering(
+    counts: npt.NDArray[np.int32], concepts: npt.NDArray[np.int32], count: int, most: int = MOST_OF_A_CONCEPT
+) -> npt.NDArray[np.int64]:
+    """Pick a batch that covers many concepts from a super-batch of n items with several concepts each: CABS-DM.
+
+    Source: Ghosh et al., "Concept-Aware Batch Sampling Improves Language-Image Pretraining", CVPR 2026, arXiv 2511.20643, as its code
+    does it for one rank. Picked next is the item of the greatest gain, the mean over its concepts of (target − taken) / target +
+    1 / frequency, or −½ for a concept that has reached its target (`concept_targets`); of equal gains the first item. `frequency`
+    counts the items of the super-batch with the concept. An item with a concept that was picked `most` times is out. Where all are
+    out, the published code lets batches shrink; here the bound is lifted, and the batch is filled by gain. Items without concepts have
+    the least gain, and are never out.
+
+    Args:
+        counts: int32 [n], number of concepts of each item.
+        concepts: int32 [m], the concepts of all items, item after item; different ones within an item, ascending.
+        count: items to pick, at most n.
+        most: items of a concept, at most, as long as others are left.
+
+    Returns:
+        Positions of the picked items, ascending: int64 [count].
+
+    Raises:
+        ValueError: more items are asked for than there are, or the counts do not sum to m.
+    """
+    _check_lists(counts, concepts, count)
+    _, codes = np.unique(concepts, return_inverse=True)
+    codes = codes.astype(np.int64).ravel()
+    frequencies = np.bincount(codes).astype(np.int64)
+    starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    chosen = np.empty(count, np.int64)
+    _cover_greedily(starts, codes, concept_targets(len(frequencies), count), frequencies, most, chosen)
+    return np.sort(chosen)
+
+
+def pick_richest(counts: npt.NDArray[np.int32], concepts: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.int64]:
+    """Pick the items with the most concepts, of equally many the first: CABS-FM. Arguments and result are those of `pick_covering`."""
+    _check_lists(counts, concepts, count)
+    return np.sort(np.argsort(-counts.astype(np.int64), kind="stable")[:count])
+
+
+def _check_lists(counts: npt.NDArray[np.int32], concepts: npt.NDArray[np.int32], count: int) -> None:
+    if not 0 <= count <= len(counts):
+        raise ValueError(f"{count} of {len(counts)} items")
+    if counts.sum(dtype=np.int64) != len(concepts) or counts.min(initial=0) < 0:
+        raise ValueError(f"{len(concepts)} concepts, where the counts sum to {counts.sum(dtype=np.int64)}")

@@ -12,15 +12,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from math import ceil
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog.artifacts import artifact_id
+from tailwise.catalog.concepts import Concepts
 from tailwise.catalog.files import digest
 from tailwise.errors import UserError
-from tailwise.kernels.compose import deal, pick_diverse
+from tailwise.kernels.compose import deal, pick_covering, pick_diverse, pick_richest
 from tailwise.kernels.keyed import stream_key
 from tailwise.kernels.spacing import space_out
 from tailwise.loader.captions import CaptionMix
@@ -29,8 +30,8 @@ from tailwise.plan.plan import Plan
 from tailwise.requests import at_least
 from tailwise.storage.lru import LRUCache
 
-Composition = Literal["shuffle", "spread", "diverse"]
-COMPOSITIONS: tuple[str, ...] = get_args(Composition)
+PICKS = {"diverse": pick_covering, "most-concepts": pick_richest}  # from super-batches; by lists of concepts
+COMPOSITIONS = ("shuffle", "spread", *PICKS)
 SPAN_SAMPLES = 1 << 17
 GREATEST_SPAN_SAMPLES = 1 << 20  # if rows repeat so often that they crowd, or clusters are spread over an epoch
 ROOM = 4  # rows crowd if their copies would be closer than this number of windows
@@ -48,7 +49,8 @@ class OrderOptions:
     """Everything that decides the order, besides the plan. No row comes twice in an optimizer step, if that is possible.
 
     Compositions: "shuffle"; "spread": no batch holds more of a cluster than its share, rounded up; "diverse": each batch is the fifth of a
-    super-batch that covers its clusters best (CABS-DM, arXiv 2511.20643); the rest of the super-batch is not trained on.
+    super-batch that covers its clusters best (CABS-DM, arXiv 2511.20643); the rest of the super-batch is not trained on. "diverse:NAME":
+    the same over lists of concepts, in place of clusters; "most-concepts:NAME": the fifth with the longest lists (CABS-FM).
     """
 
     batch_size: int  # G, samples of a global batch
@@ -65,8 +67,17 @@ class OrderOptions:
         """Raise a UserError if an option is out of bounds."""
         at_least(self, batch_size=1, accumulation=1, lanes=1, block=1, first_epoch=0)
         self.check_ranks(1)
-        if self.compose not in COMPOSITIONS:
-            raise UserError(f"composition {self.compose!r}: must be one of {', '.join(COMPOSITIONS)}")
+        check_composition(self.compose)
+
+    @property
+    def composition(self) -> str:
+        """One of COMPOSITIONS."""
+        return self.compose.partition(":")[0]
+
+    @property
+    def concepts(self) -> str | None:
+        """Name of the lists of concepts that batches are picked by; None for clusters."""
+        return self.compose.partition(":")[2] or None
 
     def check_ranks(self, world_size: int) -> None:
         """Raise a UserError if the lanes do not divide the global batch, or cannot be shared by the ranks."""
@@ -77,6 +88,17 @@ class OrderOptions:
                 f"{self.lanes} lanes: must divide the global batch of {self.batch_size:,} samples{ranks}; "
                 f"leave lanes out, or give {fitting}"
             )
+
+
+def check_composition(compose: str) -> None:
+    """Raise a UserError unless a text is one of COMPOSITIONS, with the name of lists of concepts where it needs or takes them."""
+    name, colon, concepts = compose.partition(":")
+    if name not in COMPOSITIONS:
+        raise UserError(f"composition {compose!r}: must be one of {', '.join(COMPOSITIONS)}")
+    if colon and name not in PICKS:
+        raise UserError(f"composition {compose!r}: {name} takes no concepts; leave out {colon + concepts!r}")
+    if not concepts and (colon or name == "most-concepts"):
+        raise UserError(f"composition {compose!r}: name the concepts, such as {name}:tags (`tailwise concepts`)")
 
 
 def choose_lanes(global_batch: int, ranks: int) -> int:
@@ -98,10 +120,13 @@ class Order:
 
     def __init__(self, plan: Plan, options: OrderOptions, *, keep: bool = True) -> None:
         options.check()
-        if options.compose != "shuffle" and not plan.has_clusters:
+        if options.composition != "shuffle" and options.concepts is None and not plan.has_clusters:
             raise UserError(
                 f"plan {plan.name!r} carries rates, not clusters: it can't be composed by {options.compose!r}"
             )
+        self._concepts = None if options.concepts is None else Concepts(plan.catalog, options.concepts)
+        if self._concepts is not None:
+            self._concepts.check_covers(plan.snapshot)
         self.plan, self.options, self._keep = plan, options, keep
         self.sections = Sections(plan, options.seed, options.lanes, options.block, options.first_epoch)
         self._totals: dict[int, int] = {}
@@ -116,18 +141,27 @@ class Order:
         options, captions = asdict(self.options), self.options.captions
         del options["captions"]
         mixed = [dict(captions), CaptionMix(self.plan.catalog, captions, 0).ids]
-        return digest([FORMAT, artifact_id(self.plan.manifest), options, *mixed * bool(captions)])
+        return digest([FORMAT, artifact_id(self.plan.manifest), options, *mixed * bool(captions), *self.concept_ids])
+
+    @property
+    def concept_ids(self) -> list[str]:
+        """Hash of the lists of concepts that batches are picked by; none without such lists."""
+        return [] if self._concepts is None else [self._concepts.id]
+
+    @property
+    def _picks(self) -> bool:
+        return self.options.composition in PICKS
 
     @property
     def taken(self) -> int:
         """Samples of the base order that one global batch uses."""
-        return self.options.batch_size * (SUPER_BATCH if self.options.compose == "diverse" else 1)
+        return self.options.batch_size * (SUPER_BATCH if self._picks else 1)
 
     @property
     def window(self) -> int:
         """Samples of the base order in which no row comes twice."""
         steps = self.options.accumulation
-        return self.taken * (steps + 1 if self.options.compose == "diverse" else steps)  # picks may move by a batch
+        return self.taken * (steps + 1 if self._picks else steps)  # picks may move by a batch
 
     @property
     def per_lane(self) -> int:
@@ -168,7 +202,7 @@ class Order:
         if self._is_plain(span):
             return self._spans.get((span, part, parts), lambda: self._base(span, part, parts)).take(within)
         whole = self._settled(span).take(within)
-        return (self._pick(number, whole) if self.options.compose == "diverse" else whole).take(mine)
+        return (self._pick(number, whole) if self._picks else whole).take(mine)
 
     def repeats(self, number: int) -> int:
         """Return the number of repeated samples in the step of a global batch, up to this batch; 0 at once if rows do not crowd."""
@@ -318,10 +352,13 @@ class Order:
         return Samples(base.rows.ravel()[arranged], base.epochs.ravel()[arranged])
 
     def _pick(self, number: int, chosen: Samples) -> Samples:
-        """Return the fifth of a super-batch that covers its clusters best."""
+        """Return the fifth of a super-batch that covers its clusters or concepts best, or has the most concepts."""
         firsts = np.unique(chosen.rows, return_index=True)[1]  # a repeated row is picked once, if enough are left
         if len(firsts) >= self.options.batch_size:
             chosen = chosen.take(np.sort(firsts))
+        if self._concepts is not None:
+            pick = PICKS[self.options.composition]
+            return chosen.take(pick(*self._concepts.of(chosen.rows), self.options.batch_size))
         labels = self.plan.groups[chosen.rows]
         frequencies = np.bincount(labels).astype(np.float64)
         key = stream_key(self.options.seed, "diverse", number)

@@ -40,6 +40,7 @@ GIVEN = ("catalog", "paths", "json", "place", "suggest")  # of commands, and not
 ALONE: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "export": lambda options: options.get("to") != "shards",
     "group": lambda options: "entries" not in options,
+    "concepts": lambda options: "entries" not in options,
 }
 
 

@@ -19,6 +19,7 @@ FOLDER = Path(__file__).parents[1] / "recipes" / "run"
 STEPS = (
     "import",
     "captions",
+    "concepts",
     "embed",
     "dedup",
     "filter",

@@ -93,8 +93,8 @@ def _suffixes(parameter: str, text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def text_at(value: Any, field: str) -> str | None:  # noqa: ANN401  (JSON values)
-    """Return the text in a field of a JSON value; None if there is no text. A name of digits is also a place in a list."""
+def value_at(value: Any, field: str) -> Any:  # noqa: ANN401  (JSON values)
+    """Return the value in a field of a JSON value; None if there is none. A name of digits is also a place in a list."""
     for name in field.split("."):
         if isinstance(value, Mapping):
             value = value.get(name)
@@ -102,7 +102,13 @@ def text_at(value: Any, field: str) -> str | None:  # noqa: ANN401  (JSON values
             value = value[int(name)]
         else:
             return None
-    return value if isinstance(value, str) else None
+    return value
+
+
+def text_at(value: Any, field: str) -> str | None:  # noqa: ANN401  (JSON values)
+    """Return the text in a field of a JSON value, as `value_at`; None if there is no text."""
+    found = value_at(value, field)
+    return found if isinstance(found, str) else None
 
 
 def json_caption(content: bytes, fields: tuple[str, ...]) -> bytes:

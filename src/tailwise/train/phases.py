@@ -222,6 +222,7 @@ def _decide_one(
         "lanes": lanes,
         "block": block,
         "compose": compose,
+        **({"concepts": counting.concept_ids} if counting.concept_ids else {}),
         "global batch": global_batch,
         "accumulation": accumulation,
         "first epoch": first,

@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog.catalog import Catalog
-from tailwise.catalog.clusterings import RAREST_ENTRY, Clustering
+from tailwise.catalog.clusterings import RAREST_CONCEPT, RAREST_ENTRY, Clustering
+from tailwise.catalog.concepts import Concepts
+from tailwise.catalog.kinds import LISTED
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.kernels.matching import rarest_entries
@@ -61,6 +63,24 @@ def group_by_entry(catalog: Catalog, entries: Path, request: GroupRequest, conte
         return _by_rarest(both[ignore_case], figures)
 
     return make_grouping(catalog, request.name or "entries", config, inputs, find, str(entries), context)
+
+
+def group_by_concept(catalog: Catalog, request: GroupRequest, context: Context) -> Clustering:
+    """Make the rarest concept in each sample's list its group; see `group_by_entry` for what is rarest."""
+    concepts, snapshot = Concepts(catalog, str(request.concepts)), catalog.snapshot()
+    concepts.check_covers(snapshot)
+    config = {
+        "group_by": RAREST_CONCEPT,
+        "missing": request.missing,
+        "without": list(request.without),
+        "snapshot": snapshot.number,
+    }
+
+    def find(pool: Pool) -> Groups:
+        return _by_rarest(MatchedPool(catalog, snapshot, pool.survivors, concepts), {})
+
+    name = request.name or concepts.name
+    return make_grouping(catalog, name, config, {LISTED + concepts.name: concepts.id}, find, name, context)
 
 
 def _figures(pool: MatchedPool) -> dict[str, Any]:

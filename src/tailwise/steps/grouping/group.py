@@ -21,7 +21,7 @@ from tailwise.errors import MAX_REJECTED, NotFoundError, UserError, check_share
 from tailwise.execution.base import KERNEL, Apply
 from tailwise.requests import GroupRequest, refuse_given
 from tailwise.shards.columns import unwrapped
-from tailwise.steps.grouping.entries import group_by_entry
+from tailwise.steps.grouping.entries import group_by_concept, group_by_entry
 from tailwise.steps.grouping.sources import SOURCE, group_by_source
 from tailwise.steps.grouping.write import NO_GROUP, Groups, Pool, check_count, make_grouping
 from tailwise.steps.importing.join import Columns, join_values, read_columns
@@ -33,7 +33,7 @@ SUFFIXES = (".parquet", ".tsv", ".csv")
 
 
 def group(catalog: Catalog | str | Path, request: GroupRequest, context: Context | None = None) -> Clustering:
-    """Make groups of the newest snapshot, in the place of clusters: by a column, or by the rarest entry of a list in each caption.
+    """Make groups of the newest snapshot, in the place of clusters: by a column, or by the rarest entry or concept of each sample.
 
     Groups by column are numbered in the order of their values: by number where all of them are whole numbers, else by code point.
 
@@ -54,6 +54,8 @@ def group(catalog: Catalog | str | Path, request: GroupRequest, context: Context
         raise UserError(f"`missing` {request.missing!r}: use {' or '.join(MISSING)}")
     if request.entries is not None:
         return group_by_entry(catalog, request.entries, request, context)
+    if request.concepts is not None:
+        return group_by_concept(catalog, request, context)
     if request.file is None:
         refuse_given(request, {"max_rejected"}, "without `file`")
     if request.by == SOURCE and request.file is None and SOURCE not in _columns(catalog):

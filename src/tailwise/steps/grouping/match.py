@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog.catalog import Catalog, Part, RowGroup, Snapshot, read_captions
+from tailwise.catalog.concepts import Concepts
 from tailwise.catalog.drops import Survivors
 from tailwise.catalog.files import digest
 from tailwise.catalog.matches import Found, Matches, matches_artifact, read_entry_table
@@ -32,7 +33,7 @@ class MatchedPool:
     catalog: Catalog
     snapshot: Snapshot
     survivors: Survivors
-    matches: Matches
+    matches: Matches | Concepts
 
     def parts(self) -> Iterator[tuple[Part, Found]]:
         """Part by part: how many entries each row has, and which."""
@@ -54,6 +55,10 @@ class MatchedPool:
         for _, (of_row, entries) in self.parts():
             counts += np.bincount(entries, minlength=len(counts))
             matched += int(np.count_nonzero(of_row))
+        if not matched and isinstance(self.matches, Concepts):
+            raise UserError(
+                f"none of the samples that take part has a concept of {self.matches.name!r}: use other lists"
+            )
         if not matched:
             raise UserError(
                 f"not one caption holds one of the {len(counts):,} entries, such as {self.matches.entries[0]!r}: "

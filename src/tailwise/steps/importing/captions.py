@@ -50,8 +50,9 @@ KINDS: dict[str, Naming] = {
     "url": "url",
 }
 COLUMNS = ("caption", "text", "re_caption", "recaption")  # that hold captions, where the user names none
-EMPTY, LONG, NOT_UTF8 = "no caption in the row", "caption is too long", "caption is not UTF-8"
+EMPTY, LONG, NOT_UTF8 = "no {} in the row", "{} is too long", "{} is not UTF-8"
 NO_TEXT = "no caption in the JSON"
+WORDING = Wording("captions", "caption", "joining captions")
 
 
 @dataclass
@@ -94,8 +95,8 @@ def join_captions(
     fields, paths = _fields([str(table) for table in tables], request), list[Path]()
     by, id_column, column = "json", "", ",".join(fields)
     if not fields:
-        paths = _find([str(table) for table in tables])
-        by, id_column, column = _choose(paths[0], request)
+        paths = find_text_tables([str(table) for table in tables])
+        by, id_column, column = choose_columns(paths[0], request, COLUMNS)
     config = {"snapshot": snapshot.number, "by": by, "id_column": id_column, "column": column}
     inputs = {"snapshot": snapshot.id, "tables": digest(list(map(file_digest, paths)))}
     listed = layout.rejected_log(catalog.folder, layout.CAPTIONS, request.name)
@@ -105,9 +106,9 @@ def join_captions(
                 with made.writer(listed) as log:
                     captions, rows = _read_jsons(artifact, catalog, snapshot, fields, log, context), snapshot.rows
             else:
-                found = [_Table(path, id_column, column, KINDS[by]) for path in paths]
-                with scratch(artifact.folder / layout.JOINING, own=True) as work:
-                    items, join = _join(catalog, snapshot, found, request, work, made, listed, context)
+                found = [TextTable(path, id_column, column, KINDS[by]) for path in paths]
+                with scratch(artifact.folder / layout.JOINING, own=True) as work, made.writer(listed) as log:
+                    items, join = join_texts(catalog, snapshot, found, request.max_rejected, work, log, context)
                     for item in context.progress(items, "writing captions", len(items)):
                         _write(artifact, join, item)
                 captions, rows = join.matched, join.read
@@ -132,7 +133,7 @@ def _fields(sources: Sequence[str], request: CaptionsRequest) -> tuple[str, ...]
     return choice.fields
 
 
-def _find(sources: Sequence[str]) -> list[Path]:
+def find_text_tables(sources: Sequence[str]) -> list[Path]:
     """Return the tables that sources name, without duplicates, in order."""
     found: dict[Path, None] = {}
     for source in sources:
@@ -146,20 +147,23 @@ def _find(sources: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def _choose(path: Path, request: CaptionsRequest) -> tuple[str, str, str]:
-    """Return what names the samples, a key of KINDS, its column in the tables, and the column of captions, by the first table."""
+def choose_columns(path: Path, request: CaptionsRequest, usual: Sequence[str]) -> tuple[str, str, str]:
+    """Return what names the samples, a key of KINDS, its column in the tables, and the column of values, by the first table.
+
+    `usual` are names of columns of values, for a request that gives none.
+    """
     if request.by is not None and request.by not in KINDS:
         raise UserError(f"`by` {request.by!r}: {did_you_mean(request.by, KINDS)}")
     names = column_names(path)
     by = request.by or next((name for name in KINDS if _column(names, None, name)), None)
     id_column = _column(names, request.id_column, by or "")
-    column = _column(names, request.column, *COLUMNS)
+    column = _column(names, request.column, *usual)
     there = f"{path} has the columns {', '.join(names)}, and none called"
     if by is None or id_column is None:
         wanted = request.id_column or request.by or ", ".join(KINDS)
         raise UserError(f"{there} {wanted}: say with `by` and `id_column` what names the samples")
     if column is None:
-        raise UserError(f"{there} {request.column or ', '.join(COLUMNS)}: give `column`")
+        raise UserError(f"{there} {request.column or ', '.join(usual)}: give `column`")
     return by, id_column, column
 
 
@@ -172,24 +176,29 @@ def _column(names: Sequence[str], given: str | None, *usual: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class _Table(NamedRows):
-    """A table of captions."""
+class TextTable(NamedRows):
+    """A table of captions, or of other texts."""
 
     path: Path
     id_column: str
     column: str
     naming: Naming
+    what: str = "captions"  # the texts are called, in errors
 
     def batches(self) -> Iterator[tuple[pa.Array, pa.Array]]:
-        """Yield identifiers and captions, as strings; a UserError if the table cannot be read."""
-        _, columns = read_columns(self.path, self.column, "captions", self.id_column, self.naming)
+        """Yield identifiers and texts, as strings; a UserError if the table cannot be read."""
+        _, columns = read_columns(self.path, self.column, self.what, self.id_column, self.naming)
         for names, values in columns:
             try:
-                captions = texts(values, self.column, check=False)
+                captions = self.texts_of(values)
             except ValueError as error:
-                raise UserError(f"{self.path} has no captions in column {self.column!r}: {error}") from error
+                raise UserError(f"{self.path} has no {self.what} in column {self.column!r}: {error}") from error
             found = ["" if name == NO_KEY else name for name in names]
             yield pa.array(found, pa.string()), captions
+
+    def texts_of(self, values: pa.Array) -> pa.Array:
+        """Return values of the column as strings; a ValueError if they are of another type."""
+        return texts(values, self.column, check=False)
 
     def names(self) -> Iterable[pa.Array]:
         """Yield the identifiers."""
@@ -202,43 +211,45 @@ class _Table(NamedRows):
         )
 
 
-def _join(
+def join_texts(
     catalog: Catalog,
     snapshot: Snapshot,
-    tables: list[_Table],
-    request: CaptionsRequest,
+    tables: Sequence[TextTable],
+    max_rejected: float,
     work: Path,
-    rejections: Rejections,
-    listed: Path,
+    log: RejectionWriter,
     context: Context,
+    wording: Wording = WORDING,
 ) -> tuple[list[PartFiles], Join]:
-    """Copy the captions that samples get; return the parts with the tables that their rows are read from, and the join."""
-    parts = catalog.parts(snapshot)
-    with rejections.writer(listed) as log:
-        finder = RowFinder(catalog, parts, work / INDEX, None)
-        join = Join(parts, finder, work, log, Wording("captions", "caption", "joining captions"))
-        finder.note_tars(tables)
-        for number, table in enumerate(context.progress(tables, "joining captions", len(tables))):
-            _copy(join, number, table)
-        reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in sorted(log.counts.items()))
-        if not join.matched:
-            first = catalog.samples(parts[0], ["key", "uid"]).slice(0, 1).to_pylist()[0]
-            why = f"none of the captions in {tables[0].path} belongs to a sample ({reasons or 'there are none'})"
-            if unmatched := join.first_unmatched_key:
-                named = f"key {first['key']!r}, uid {first['uid'].hex()}"
-                why += f": the first one's {tables[0].naming} is {unmatched!r}, the first sample's {named}"
-            raise UserError(why)
-        refuse_many(join.faulty, join.read, request.max_rejected, "{} captions{} can't be used", reasons)
+    """Copy the texts that samples get; return the parts with the tables that their rows are read from, and the join.
+
+    `work` is a folder for the copies, `log` takes the rows that no sample gets; the other arguments are those of `join_captions`.
+    """
+    parts, many = catalog.parts(snapshot), wording.stage
+    finder = RowFinder(catalog, parts, work / INDEX, None)
+    join = Join(parts, finder, work, log, wording)
+    finder.note_tars(tables)
+    for number, table in enumerate(context.progress(tables, wording.step, len(tables))):
+        _copy(join, number, table, wording.value)
+    reasons = ", ".join(f"{reason}: {rows:,}" for (_, reason), rows in sorted(log.counts.items()))
+    if not join.matched:
+        first = catalog.samples(parts[0], ["key", "uid"]).slice(0, 1).to_pylist()[0]
+        why = f"none of the {many} in {tables[0].path} belongs to a sample ({reasons or 'there are none'})"
+        if unmatched := join.first_unmatched_key:
+            named = f"key {first['key']!r}, uid {first['uid'].hex()}"
+            why += f": the first one's {tables[0].naming} is {unmatched!r}, the first sample's {named}"
+        raise UserError(why)
+    refuse_many(join.faulty, join.read, max_rejected, f"{{}} {many}{{}} can't be used", reasons)
     return join.part_files(parts, tables), join
 
 
-def _copy(join: Join, number: int, table: _Table) -> None:
-    """Plan the rows of a table, and write text and place, int64 [n, 2], of each caption that a sample gets."""
+def _copy(join: Join, number: int, table: TextTable, what: str) -> None:
+    """Plan the rows of a table, and write text and place, int64 [n, 2], of each one that a sample gets; `what` it is called."""
     places = join.plan.unpacked(number)
     start = written = 0
     with places.open("wb") as place_stream, _text_of(places).open("wb") as text_stream:
         for given, texts_given in table.batches():
-            good = _usable(join, table, given, texts_given)
+            good = _usable(join, table, given, texts_given, what)
             names, captions = given.filter(good), texts_given.filter(good)
             keep = join.plan_chunk(number, table, start, names, None, own=False)
             content = [text.encode() for text in captions.filter(pa.array(keep)).to_pylist()]
@@ -249,14 +260,14 @@ def _copy(join: Join, number: int, table: _Table) -> None:
             start, written = start + len(names), written + int(sizes.sum())
 
 
-def _usable(join: Join, table: _Table, names: pa.Array, captions: pa.Array) -> pa.Array:
-    """Return which rows have a caption, and reject the others."""
+def _usable(join: Join, table: TextTable, names: pa.Array, captions: pa.Array, what: str) -> pa.Array:
+    """Return which rows have a text, and reject the others."""
     state = fitness(captions)
     state[pc.equal(pc.binary_length(captions), 0).fill_null(False).to_numpy(zero_copy_only=False)] = UNFIT[0]
     for unfit, reason in zip(UNFIT, (EMPTY, LONG, NOT_UTF8), strict=True):
         rows = np.flatnonzero(state == unfit).tolist()
         for at in rows:
-            join.reject(reason, table.path, names[at].as_py())
+            join.reject(reason.format(what), table.path, names[at].as_py())
         join.read += len(rows)
         join.faulty += len(rows) * (reason != EMPTY)
     return pa.array(state == "")
@@ -266,23 +277,34 @@ def _text_of(places: Path) -> Path:
     return places.with_suffix(".text")
 
 
-def _write(artifact: Artifact, join: Join, item: PartFiles) -> None:
-    """Write the captions of a part."""
-    (part, files), (ends, _) = item, caption_columns(artifact)
+def text_sizes(join: Join, item: PartFiles) -> npt.NDArray[np.int64]:
+    """Return the bytes of the text of each row of a part: int64 [rows], 0 where there is none."""
     sizes = [values[:, 1].copy() for _, values in join.plan.values(item, 2, np.int64)]
-    ends.write(part, np.cumsum(np.concatenate([np.empty(0, np.int64), *sizes]), dtype=np.int64))
+    return np.concatenate([np.empty(0, np.int64), *sizes])
+
+
+def joined_texts(join: Join, item: PartFiles) -> Iterator[list[memoryview]]:
+    """Yield the texts of a part, UTF-8, in the order of its rows, without rows that have none: so many rows at a time."""
+    part, files = item
     sources = {number: _text_of(join.plan.unpacked(number)) for number in files}
     maps = {number: np.memmap(path, np.uint8, "r") for number, path in sources.items() if path.stat().st_size}
     views = {number: array.data for number, array in maps.items()}
     rows = join.plan.rows(part)
-    with _writing_text(artifact, part, sum(int(each.sum()) for each in sizes)) as stream:
-        for span, values in join.plan.values(item, 2, np.int64):
-            there = np.flatnonzero(values[:, 1])
-            numbers, places = rows[span]["file"][there].tolist(), values[there].tolist()
-            pieces = (views[number][at : at + size] for number, (at, size) in zip(numbers, places, strict=True))
-            stream.write(b"".join(pieces))
+    for span, values in join.plan.values(item, 2, np.int64):
+        there = np.flatnonzero(values[:, 1])
+        numbers, places = rows[span]["file"][there].tolist(), values[there].tolist()
+        yield [views[number][at : at + size] for number, (at, size) in zip(numbers, places, strict=True)]
     for array in maps.values():
         release_pages(array)
+
+
+def _write(artifact: Artifact, join: Join, item: PartFiles) -> None:
+    """Write the captions of a part."""
+    part, sizes = item[0], text_sizes(join, item)
+    caption_columns(artifact)[0].write(part, np.cumsum(sizes, dtype=np.int64))
+    with _writing_text(artifact, part, int(sizes.sum())) as stream:
+        for pieces in joined_texts(join, item):
+            stream.write(b"".join(pieces))
 
 
 @contextmanager
@@ -311,7 +333,7 @@ def _read_jsons(
             with suppress(OSError):
                 caption = json_caption(content, fields)
             if not caption or len(caption) > MAX_TEXT_BYTES:
-                log.add("captions", LONG if caption else NO_TEXT, path, key)
+                log.add("captions", LONG.format("caption") if caption else NO_TEXT, path, key)
                 caption = b""
             contents.append(caption)
             found += bool(caption)

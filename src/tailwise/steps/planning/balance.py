@@ -13,10 +13,12 @@ import pyarrow as pa
 
 from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact
-from tailwise.catalog.catalog import Catalog, Part
+from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.columns import PartColumn, PlainColumn
+from tailwise.catalog.concepts import Concepts
 from tailwise.catalog.drops import Survivors
 from tailwise.catalog.files import write_table
+from tailwise.catalog.kinds import LISTED
 from tailwise.catalog.matches import Matches
 from tailwise.context import Context
 from tailwise.errors import UserError
@@ -25,7 +27,7 @@ from tailwise.kernels.matching import keep_rates
 from tailwise.plan.budget import samples_of_share
 from tailwise.plan.plan import Plan
 from tailwise.plan.quotas import UNITS
-from tailwise.requests import PlanRequest
+from tailwise.requests import PlanRequest, refuse_given
 from tailwise.steps.grouping.match import MatchedPool, match_entries
 from tailwise.steps.planning.grouping import Rows
 from tailwise.steps.planning.weighted import write_shard_offsets
@@ -42,7 +44,8 @@ def make_balanced_plan(
     Args:
         catalog: with samples.
         name: of the plan.
-        request: `per_entry` is t, 20,000 for 400M samples in the paper; from `keep` or `budget`, the expected number of samples, t follows.
+        request: `entries` that captions hold, or `concepts` that samples have; `per_entry` is t, 20,000 for 400M samples in the paper;
+            from `keep` or `budget`, the expected number of samples, t follows.
         context: runs the tasks and shows progress.
         workers: processes that match captions; one a processor by default.
 
@@ -50,8 +53,12 @@ def make_balanced_plan(
         UserError: the list can't be read, no caption holds an entry, or the request is out of bounds.
     """
     context = context or Context()
-    if request.entries is None:
-        raise UserError("method 'text-balance' needs `entries`, a list of entries")
+    if (request.entries is None) == (request.concepts is None):
+        raise UserError(
+            "method 'text-balance' needs `entries`, a list of entries, or `concepts`, the name of lists of concepts"
+        )
+    if request.concepts is not None:
+        refuse_given(request, {"ignore_case", "plurals"}, "with `concepts`")
     per_entry, keep, budget, without = request.per_entry, request.keep, request.budget, request.without
     snapshot = catalog.snapshot()
     survivors = Survivors(catalog, without, snapshot)
@@ -61,34 +68,28 @@ def make_balanced_plan(
         "per_entry": per_entry,
         "keep": keep,
         "budget": budget,
-        "ignore_case": request.ignore_case,
+        **({"ignore_case": request.ignore_case} if request.entries is not None else {}),
         "without": list(without),
         "snapshot": snapshot.number,
         "dynamic": request.dynamic is True,
         "draw": "bernoulli",
         "seed": request.seed,
     } | ({"plurals": True} if request.plurals else {})
-    matches = match_entries(
-        catalog,
-        request.entries,
-        ignore_case=request.ignore_case,
-        plurals=request.plurals,
-        snapshot=snapshot,
-        workers=workers,
-        context=context,
-    )
-    inputs = {"snapshot": snapshot.id, **matches.inputs, **survivors.inputs}
+    found = _lists(catalog, request, snapshot, workers, context)
+    made_of = {LISTED + found.name: found.id} if isinstance(found, Concepts) else found.inputs
+    inputs = {"snapshot": snapshot.id, **made_of, **survivors.inputs}
     derived = {"budget": max(1, round(keep * survivors.pool))} if keep is not None else None
     with Artifact(catalog.plan_folder(name), "plan", config, inputs, derived) as artifact:
         if not artifact.done:
-            pool = MatchedPool(catalog, snapshot, survivors, matches)
+            pool = MatchedPool(catalog, snapshot, survivors, found)
             counts, matched = pool.count()
             limit = float(per_entry) if per_entry is not None else _find_limit(pool, counts, matched, keep, budget)
             rows = Rows(catalog.folder, snapshot.number, tuple(without), tuple(inputs.items()))
             column = PlainColumn(artifact.folder, layout.RATE)
-            rate = _Rate(rows, matches.folder, _probability(counts, limit), column)
+            read = Matches(found.folder, "", {}) if isinstance(found, Matches) else found  # without the spellings
+            rate = _Rate(rows, read, _probability(counts, limit), column)
             figures = _write_rates(rate, catalog.parts(snapshot), context)
-            _write_entries(artifact, matches, counts, limit)
+            _write_entries(artifact, found.entries, counts, limit)
             write_shard_offsets(catalog, artifact, snapshot)
             artifact.finish(
                 {
@@ -102,6 +103,25 @@ def make_balanced_plan(
                 }
             )
     return Plan(catalog, name)
+
+
+def _lists(
+    catalog: Catalog, request: PlanRequest, snapshot: Snapshot, workers: int | None, context: Context
+) -> Matches | Concepts:
+    """Return the entries of each caption, or the concepts of each sample."""
+    if request.entries is None:
+        concepts = Concepts(catalog, str(request.concepts))
+        concepts.check_covers(snapshot)
+        return concepts
+    return match_entries(
+        catalog,
+        request.entries,
+        ignore_case=request.ignore_case,
+        plurals=request.plurals,
+        snapshot=snapshot,
+        workers=workers,
+        context=context,
+    )
 
 
 def _check(per_entry: int | None, keep: float | None, budget: int | None, pool: int) -> None:
@@ -180,7 +200,7 @@ class _Rate(Task[Part, None]):
     """Write the rate of each row."""
 
     rows: Rows  # address of the rows
-    matches: Path  # folder of the matches
+    lists: Matches | Concepts
     probability: npt.NDArray[np.float64]  # float64 [entries], of each entry
     column: PartColumn  # to write
 
@@ -189,7 +209,7 @@ class _Rate(Task[Part, None]):
 
     def run(self, item: Part, worker: Worker) -> None:
         survivors, _ = self.rows.open(worker)
-        found = Matches(self.matches, "", {}).part(item, survivors.keeps(item.span))
+        found = self.lists.part(item, survivors.keeps(item.span))
         self.column.write(item, keep_rates(*found, self.probability).astype(np.float32))
 
 
@@ -203,10 +223,10 @@ def _write_rates(rate: _Rate, parts: Sequence[Part], context: Context) -> dict[s
     return {"eligible": eligible, "expected": expected}
 
 
-def _write_entries(artifact: Artifact, matches: Matches, counts: npt.NDArray[np.int64], limit: float) -> None:
+def _write_entries(artifact: Artifact, entries: list[str], counts: npt.NDArray[np.int64], limit: float) -> None:
     """The distribution over the list: entry, count, and the probability that it is drawn for one of its captions."""
     columns = {
-        "entry": pa.array(matches.entries, pa.string()),
+        "entry": pa.array(entries, pa.string()),
         "count": pa.array(counts, pa.int64()),
         "probability": pa.array(_probability(counts, limit), pa.float64()),
     }

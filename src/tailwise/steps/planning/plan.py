@@ -36,7 +36,9 @@ OTHER_METHODS = {
         make_rate_plan, ("rates", "rate_column", "missing_rate", "max_rejected", "match"), ("above_one", "draw")
     ),
     "text-balance": OtherMethod(
-        make_balanced_plan, ("entries", "per_entry", "ignore_case", "plurals"), ("keep", "budget", "without")
+        make_balanced_plan,
+        ("entries", "concepts", "per_entry", "ignore_case", "plurals"),
+        ("keep", "budget", "without"),
     ),
     "scs": OtherMethod(make_capped_plan, ("logits",), (*_CAPPED, "alpha")),
     "hcs": OtherMethod(make_capped_plan, ("logits",), (*_CAPPED, "max_repeats")),

@@ -15,7 +15,7 @@ from tailwise.catalog import layout
 from tailwise.catalog.catalog import SERIES, Catalog
 from tailwise.catalog.embeddings import JOINT, MODALITIES, column_records, part_markers
 from tailwise.catalog.files import read_record
-from tailwise.catalog.kinds import CAPTIONS, CLUSTERING, KINDS, check_name, named_inputs
+from tailwise.catalog.kinds import CAPTIONS, CLUSTERING, CONCEPTS, KINDS, check_name, named_inputs
 from tailwise.errors import ConflictError, NotFoundError, UnsupportedError, UserError
 from tailwise.steps.scoring.scores import COLUMN, SCORES
 from tailwise.storage.local import flush, locked, put_if_absent, remove_folder
@@ -27,6 +27,7 @@ _NAMES = (*_FOLDERS, layout.EMBEDDINGS)
 _LOGS = {  # of what was left out: their names, by folder
     layout.EMBEDDINGS: (f"{layout.EMBED_LOG}-{{}}-{layout.PART}??????", f"{{}}-{layout.JOIN_LOG}-*"),
     CAPTIONS.folder: (f"{layout.CAPTIONS}-{{}}",),
+    CONCEPTS.folder: (f"{layout.CONCEPTS}-{{}}",),
     CLUSTERING.folder: (f"{layout.CLUSTER_IDS_LOG}-{{}}",),
 }
 

@@ -1,0 +1,121 @@
+"""Lists of concepts: several a sample, such as tags, or the entries of a list that its caption holds.
+
+Of each part there are two files: the ends of the lists, and the concepts of all of them, as numbers. Concepts are numbered in the order
+of their names, so that the order of the numbers is that of the names.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tailwise.catalog import layout
+from tailwise.catalog.artifacts import FinishedArtifact, finished_folder, read_manifest
+from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog.columns import PartColumn, RowsByPart
+from tailwise.catalog.files import read_table
+from tailwise.catalog.kinds import CONCEPTS
+from tailwise.catalog.matches import Found
+from tailwise.errors import UserError
+from tailwise.mapped import release_pages
+from tailwise.storage.lru import LRUCache
+from tailwise.text import command_line
+
+OPEN_PARTS = 64  # every map holds a file descriptor
+RELEASE_AFTER_ROWS = 1 << 20
+
+
+class Concepts(FinishedArtifact):
+    """Finished lists of concepts of a snapshot. May be pickled; files are mapped in the process that reads.
+
+    Attributes:
+        catalog: the catalog that holds them.
+        name: of the lists.
+    """
+
+    def __init__(self, catalog: Catalog, name: str) -> None:
+        """Open lists of concepts.
+
+        Raises:
+            UserError: there are none of this name, or they are of another snapshot.
+        """
+        self.catalog, self.name = catalog, name
+        place = CONCEPTS.path(catalog.folder, name)
+        remedy = f"make them with {command_line('concepts', catalog.folder, 'TABLE', name=name)}"
+        self.manifest = read_manifest(place, "concepts", remedy)
+        self.folder = finished_folder(place, self.manifest["identity"])
+        if self.snapshot.id != self.inputs["snapshot"]:
+            raise UserError(f"concepts {name!r} were made for another snapshot {self.snapshot.number}: make them again")
+        self._rows = RowsByPart(catalog.parts(self.snapshot))
+        self._maps: LRUCache[int, tuple[npt.NDArray[Any], ...]] = LRUCache(OPEN_PARTS)
+        self._read_rows = 0
+
+    def __reduce__(self) -> tuple[type[Concepts], tuple[Catalog, str]]:
+        return Concepts, (self.catalog, self.name)
+
+    @cached_property
+    def entries(self) -> list[str]:
+        """Return the names of the K concepts, sorted by code point."""
+        names: list[str] = read_table(self.folder / layout.ENTRY_TABLE).column("concept").to_pylist()
+        return names
+
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """Return the number of samples that have each concept: int64 [K]. Drop lists and removals change nothing."""
+        counts: npt.NDArray[np.int64] = read_table(self.folder / layout.ENTRY_TABLE).column("count").to_numpy()
+        return counts
+
+    def check_covers(self, snapshot: Snapshot) -> None:
+        """Raise a UserError if a snapshot has samples that were imported after the lists were made."""
+        if self.snapshot.rows < snapshot.rows:
+            newer = snapshot.rows - self.snapshot.rows
+            raise UserError(
+                f"concepts {self.name!r} are of snapshot {self.snapshot.number}: {newer:,} samples of snapshot {snapshot.number} "
+                "have none yet; make concepts of the newest snapshot under another name"
+            )
+
+    def part(self, part: Part, kept: npt.NDArray[np.bool_]) -> Found:
+        """Return the number of concepts of each row of a part, and the concepts; rows that are not kept have none."""
+        ends, entries = self._map(part)
+        counts = np.diff(ends, prepend=0)
+        if kept.all():
+            return counts.astype(np.int32), entries
+        return np.where(kept, counts, 0).astype(np.int32), entries[np.repeat(kept, counts)]
+
+    def of(self, rows: npt.NDArray[np.int64]) -> Found:
+        """Return the lists of rows of the catalog, int64 [n] in any order: how long each is, int32 [n], and all concepts, int32 [m]."""
+        counts, firsts = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
+        parts = list(self._rows.split(rows))
+        for part, where in parts:
+            ends, _ = self._maps.get(part.number, partial(self._map, part))
+            local = rows[where] - part.first_row
+            firsts[where] = np.where(local > 0, ends[local - 1], 0)
+            counts[where] = ends[local] - firsts[where]
+        before = np.cumsum(counts) - counts
+        entries = np.empty(int(counts.sum()), np.int32)
+        for part, where in parts:
+            _, own = self._maps.get(part.number, partial(self._map, part))
+            within = np.arange(int(counts[where].sum())) - np.repeat(
+                np.cumsum(counts[where]) - counts[where], counts[where]
+            )
+            entries[np.repeat(before[where], counts[where]) + within] = own[
+                np.repeat(firsts[where], counts[where]) + within
+            ]
+        self._read_rows += len(rows)
+        if self._read_rows > RELEASE_AFTER_ROWS:  # else all pages would count as memory of this process
+            self._read_rows = 0
+            for arrays in self._maps.values():
+                for array in arrays:
+                    release_pages(array)
+        return counts.astype(np.int32), entries
+
+    def _map(self, part: Part) -> tuple[npt.NDArray[Any], ...]:
+        return tuple(column.read(part) for column in concept_columns(self))
+
+
+def concept_columns(artifact: Any) -> tuple[PartColumn, PartColumn]:  # noqa: ANN401  (finished, or being made)
+    """Return the ends of the lists of a part, int64 [rows], and the concepts of all its lists, int32 [m]."""
+    return PartColumn(artifact.folder, layout.CONCEPT_ENDS), PartColumn(artifact.folder, layout.CONCEPT)
