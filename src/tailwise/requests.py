@@ -591,7 +591,9 @@ class EvaluateRequest:
     model: Annotated[str | None, "open_clip's name, or local-dir:FOLDER.  [default: the run's]"] = None
     classes: Annotated[Path | None, "Names of the classes, one a line.  [default: the set's]"] = None
     templates: Annotated[Path | None, "Prompts with {c}, one a line.  [default: the set's, else OpenAI's 80]"] = None
-    train_counts: Annotated[Path | None, "CSV, TSV or JSON: how often each class was trained on."] = None
+    train_counts: Annotated[
+        Path | None, "CSV, TSV or JSON: how often each class was trained on; also bethgelab's search_counts."
+    ] = None
     pool: Annotated[Path | None, "A catalog, in whose captions to count the classes instead."] = None
     concepts: Annotated[str | None, "Of `pool`: lists of concepts to count the classes in, in place of captions."] = (
         None

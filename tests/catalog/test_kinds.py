@@ -37,6 +37,8 @@ def _full_catalog(_small_catalog_source, tmp_path_factory):
     (folder / "entries.txt").write_text("group\n")
     match_entries(catalog, folder / "entries.txt", workers=1)
     make_concepts(catalog, [], ConceptsRequest(name="words", entries=folder / "entries.txt", workers=1))
+    (folder / "tags.jsonl").write_text('{"key": "000001", "tags": ["one"]}\n')
+    make_concepts(catalog, [folder / "tags.jsonl"], ConceptsRequest(name="tags"))
     make_plan(catalog, "p", PlanRequest("dbp", keep=0.5))
     (folder / "captions.tsv").write_text("key\tcaption\n000001\tone\n")
     join_captions(catalog, [folder / "captions.tsv"], CaptionsRequest(name="recap"))
@@ -61,7 +63,14 @@ def test_status_lists_it(full_catalog, kind):
     assert [item["name"] for item in listed] == kind.finished(full_catalog.folder)
     assert listed
     assert all(item.keys() == {"name", *kind.columns, "snapshot", "state"} for item in listed)
-    for column in {*kind.columns} - {"merge", "group_by", "extends", "without", "against"}:  # not of these artifacts
+    for column in {*kind.columns} - {
+        "merge",
+        "group_by",
+        "extends",
+        "without",
+        "against",
+        "both",
+    }:  # not of these artifacts
         assert any(item[column] for item in listed)
 
 

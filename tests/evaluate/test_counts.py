@@ -55,6 +55,19 @@ def test_classes_of_one_name_share_its_count(tmp_path):
     assert read_train_counts(tmp_path / "a.json", ("crane", "reel", "crane")).tolist() == [4, 1, 4]
 
 
+def test_names_that_differ_in_case_and_punctuation_alone(tmp_path):
+    classes = ("Basset Hound", "car_side", "St. Bernard", "crane")
+    counts = {"basset_hound": 5, "car side": 6, "st bernard": 0, "crane": 2, "Crane": 9}
+    (tmp_path / "a.json").write_text(json.dumps(counts))
+    assert read_train_counts(tmp_path / "a.json", classes).tolist() == [5, 6, 0, 2]
+    (tmp_path / "a.json").write_text(json.dumps({**counts, "ST-BERNARD": 3}))
+    message = (
+        "no count for 1 of 4 classes, such as 'St. Bernard' (it names no class by 'st bernard', 'Crane', 'ST-BERNARD')"
+    )
+    with pytest.raises(UserError, match=re.escape(message)):  # which of two is meant is not known
+        read_train_counts(tmp_path / "a.json", classes)
+
+
 def plain_count(captions, classes):
     """By a search for each name between characters that end a word."""
     spaced = [" " + re.sub(r"([,.;:?!`])", r" \1 ", caption.lower()) + " " for caption in captions]

@@ -160,6 +160,14 @@ def test_groups_follow_the_training_counts(measure, classification_set, tmp_path
         mine = [row["accuracy"] for row in rows if row["group"] == name and row["images"]]
         assert group["accuracy"]["value"] == pytest.approx(np.mean(mine))
         assert group["images"] == sum(row["images"] for row in rows if row["group"] == name)
+    seen = [row for row in rows if row["images"]]
+    line = np.polyfit([np.log2(max(row["train_count"], 1)) for row in seen], [row["accuracy"] for row in seen], 1)
+    trend = thirds.summary["trend"]
+    assert trend["slope_per_doubling"]["value"] == pytest.approx(line[0], abs=1e-12)
+    assert trend["correlation"].keys() == {"value", "low", "high"}
+    assert trend["classes"] == len(seen)
+    assert trend["never_seen"] == sum(row["train_count"] == 0 for row in seen)
+    assert measure(classification_set)[0].summary["trend"] is None
     assert [(b["from"], b["to"], b["classes"]) for b in thirds.summary["curve"]] == [
         (0, 0, 1), (2, 3, 1), (32, 63, 2), (128, 255, 1), (512, 1023, 1)
     ]  # fmt: skip

@@ -29,6 +29,32 @@ def draw(seed, images, classes):
     return labels, guesses
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_slope_and_correlation_are_those_of_scipy(seed):
+    random = np.random.default_rng(seed)
+    images, counts = random.integers(0, 9, 30), random.choice([0, 1, 2, 3, 40, 5_000, 10**9], 30)
+    right = random.binomial(images, 0.5)
+    cells = np.stack([right, 0 * images, images - right], axis=1)
+    found = metrics.classification(cells, {}, counts, replicates=200, seed=seed)
+    there = images > 0
+    line = stats.linregress(np.log2(np.maximum(counts, 1))[there], right[there] / images[there])
+    assert found["slope"]["value"] == pytest.approx(line.slope, abs=1e-12)
+    assert found["correlation"]["value"] == pytest.approx(line.rvalue, abs=1e-12)
+    for name in ("slope", "correlation"):
+        assert found[name]["low"] < found[name]["value"] < found[name]["high"]
+    assert "slope" not in metrics.classification(cells, {}, replicates=10)
+
+
+def test_no_slope_where_frequencies_or_accuracies_do_not_differ():
+    cells = np.array([[3, 0, 1], [1, 0, 3]])
+    same = metrics.classification(cells, {}, np.array([7, 7]), replicates=20)
+    assert same["slope"]["value"] is same["correlation"]["value"] is None
+    flat = metrics.classification(np.array([[4, 0, 0], [8, 0, 0]]), {}, np.array([1, 4]), replicates=20)
+    assert flat["slope"] == {"value": 0.0, "low": 0.0, "high": 0.0}  # no interval of shares
+    assert flat["correlation"]["value"] is None
+    assert metrics.classification(0 * cells, {}, np.array([7, 9]), replicates=20)["slope"]["value"] is None
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_values_are_those_of_plain_loops(seed):
     labels, guesses = draw(seed, 157, 9)

@@ -158,6 +158,12 @@ def _print(evaluations: Sequence[Evaluation]) -> None:
         rows += [("mean", shown, f"{100 * mean[name]:.2f}") for name, shown in measures.items() if name in mean]
     print_table("zero-shot, in %, with 95 % intervals", ("set", "measure", "value"), rows)
     for item in evaluations:
+        if (trend := item.summary.get("trend")) is not None and trend["slope_per_doubling"]["value"] is not None:
+            never = f", {trend['never_seen']:,} of them never seen" * (trend["never_seen"] > 0)
+            say(
+                f"{item.name}: {_percent(trend['slope_per_doubling'])} points of accuracy with each doubling of the training frequency; "
+                f"correlation with its logarithm {_number(trend['correlation'])}; over {trend['classes']:,} classes{never}"
+            )
         for reason, count in item.summary["skipped"].items():
             say(f"{item.name}: {count:,} left out: {reason}")
 
@@ -168,10 +174,14 @@ def _group(name: str, group: Mapping[str, Any]) -> str:
 
 
 def _percent(figure: dict[str, float | None]) -> str:
+    return _number(figure, 100)
+
+
+def _number(figure: dict[str, float | None], unit: int = 1) -> str:
     value, low, high = (figure[name] for name in ("value", "low", "high"))
     if value is None or low is None or high is None:
         return "–"
-    return f"{100 * value:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
+    return f"{unit * value:.2f} [{unit * low:.2f}, {unit * high:.2f}]"
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +22,16 @@ from tailwise.storage.delimited import parse_json, read_rows, read_text
 INDEX_COLUMN = "class_index"
 NAME_COLUMNS = ("name", "class")
 COUNT_COLUMNS = ("train_count", "count")
+_SHOWN = 3  # names
 
 
 def read_train_counts(path: Path, classes: Sequence[str]) -> npt.NDArray[np.int64]:
     """Return the training samples of each class from a file: int64 [C], for C class names by index.
 
     The file is CSV or TSV with a header (`class_index`, `name` or `class`, and `train_count` or `count`), or JSON (an object of numbers by
-    class name, or a list by class index). Raise a UserError if the file cannot be read, has a class twice or not at all, or a count is not
-    a whole number of 0 or more.
+    class name, as in bethgelab/frequency_determines_performance, or a list by class index). A class that the file does not name as the
+    set does gets the count of the one name that differs in case and punctuation alone: `basset_hound` for `Basset Hound`. Raise a UserError
+    if the file cannot be read, has a class twice or not at all, or a count is not a whole number of 0 or more.
     """
     rows: list[tuple[int | str, Any]]
     try:
@@ -45,10 +48,11 @@ def read_train_counts(path: Path, classes: Sequence[str]) -> npt.NDArray[np.int6
     for index, name in enumerate(classes):
         known.setdefault(name, []).append(index)
     counts = np.full(len(classes), -1, np.int64)
+    spelt = _respelt(rows, classes)
     for key, value in rows:
         if isinstance(key, int) and not 0 <= key < len(classes):
             raise UserError(f"{path} counts class {key}: the set has classes 0 … {len(classes) - 1}")
-        for index in [key] if isinstance(key, int) else known.get(key, ()):
+        for index in [key] if isinstance(key, int) else known.get(spelt.get(key, key), ()):
             if counts[index] >= 0:
                 raise UserError(f"{path} counts {key!r} twice: give each class once")
             try:
@@ -59,9 +63,24 @@ def read_train_counts(path: Path, classes: Sequence[str]) -> npt.NDArray[np.int6
                 raise UserError(f"{path} counts {key!r} as {value!r}: must be a whole number, 0 or more")
             counts[index] = number
     if absent := [classes[index] for index in np.flatnonzero(counts < 0).tolist()]:
-        missing = f"no count for {len(absent):,} of {len(classes):,} classes, such as {absent[0]!r}"
-        raise UserError(f"{path} has {missing}: give 0 for a class never seen")
+        missing = (
+            f"no count for {len(absent):,} of {len(classes):,} classes, such as {', '.join(map(repr, absent[:_SHOWN]))}"
+        )
+        others = [repr(key) for key, _ in rows if isinstance(key, str) and spelt.get(key, key) not in known][:_SHOWN]
+        named = f" (it names no class by {', '.join(others)})" * bool(others)
+        raise UserError(f"{path} has {missing}{named}: give 0 for a class never seen")
     return counts
+
+
+def _respelt(rows: Sequence[tuple[int | str, Any]], classes: Sequence[str]) -> dict[int | str, str]:
+    """Return the class of each name of a file that no class has as it is, and that is one's but for case and punctuation."""
+    given = {key for key, _ in rows if isinstance(key, str)}
+    wanted, there = dict[str, set[str]](), dict[str, set[str]]()
+    for names, found in ((set(classes) - given, wanted), (given - set(classes), there)):
+        for name in names:
+            found.setdefault(re.sub(r"[\W_]+", " ", name).strip().casefold(), set()).add(name)
+    alone = (plain for plain in there if len(there[plain]) == 1 and len(wanted.get(plain, ())) == 1)
+    return {name: each for plain in alone for name in there[plain] for each in wanted[plain]}
 
 
 def _from_table(path: Path) -> list[tuple[int | str, Any]]:

@@ -44,12 +44,18 @@ def tally(labels: Ints, guesses: Ints, classes: int) -> Ints:
 
 
 def classification(
-    cells: Ints, members: Mapping[str, Ints], *, replicates: int = 1000, seed: int = 0
+    cells: Ints,
+    members: Mapping[str, Ints],
+    frequencies: Ints | None = None,
+    *,
+    replicates: int = 1000,
+    seed: int = 0,
 ) -> dict[str, Interval]:
     """Return value, low and high of "top1", "top5", "mean_per_class", and the mean per class of each group.
 
-    `cells` are those of `tally`, `members` the classes of each group by its name; a group may be empty. All figures are None where there
-    is no image. `replicates` and `seed` are those of the bootstrap.
+    `cells` are those of `tally`, `members` the classes of each group by its name; a group may be empty. With the training `frequencies`
+    [C] of the classes, also "slope" and "correlation" (see `trend`). All figures are None where there is no image. `replicates` and
+    `seed` are those of the bootstrap.
     """
 
     def figures(counts: Ints) -> Figures:
@@ -59,12 +65,36 @@ def classification(
         means = {name: _mean(rates[..., classes]) for name, classes in members.items()}
         found = counts[..., :2].sum(axis=(-1, -2))
         top = {"top1": _ratio(right.sum(axis=-1), total), "top5": _ratio(found, total)}
-        return {**top, "mean_per_class": _mean(rates), **means}
+        return {
+            **top,
+            "mean_per_class": _mean(rates),
+            **means,
+            **({} if frequencies is None else trend(rates, frequencies)),
+        }
 
     images = cells.sum(axis=-1)
     means = {"mean_per_class": images, **{name: images[classes] for name, classes in members.items()}}
     sizes = {"top1": images.sum(), "top5": images.sum(), **{name: _effective(own) for name, own in means.items()}}
     return intervals(cells, figures, sizes, replicates=replicates, seed=seed)
+
+
+def trend(rates: Floats, counts: Ints) -> Figures:
+    """Return slope and correlation (Pearson's) of the accuracy of classes on the logarithm of their training frequency.
+
+    The slope is the accuracy gained with each doubling of the frequency, by least squares over classes of equal weight. As in Udandarao et
+    al. (NeurIPS 2024, arXiv 2404.04125), a class that was never seen counts as seen once. `rates` are accuracies [..., C], NaN for
+    classes without images, which are left out; `counts` are [C]. A figure is NaN where accuracies or frequencies do not differ.
+    """
+    there = ~np.isnan(rates)
+    doublings_seen = np.log2(np.maximum(counts, 1).astype(np.float64))
+    x = np.where(there, doublings_seen - _mean(np.where(there, doublings_seen, np.nan))[..., None], 0.0)
+    y = np.where(there, rates - _mean(rates)[..., None], 0.0)
+    xx, yy, xy = (np.einsum("...c,...c->...", *pair) for pair in ((x, x), (y, y), (x, y)))
+    flat = np.isclose(xx, 0) | np.isclose(yy, 0)
+    return {
+        "slope": _ratio(xy, np.where(np.isclose(xx, 0), 0, xx)),
+        "correlation": _ratio(xy, np.where(flat, 0, np.sqrt(xx * yy))),
+    }
 
 
 def _effective(images: Ints) -> float:
@@ -166,12 +196,12 @@ def intervals(
 
     `cells` are numbers of images of each kind, of any shape. `figures` maps counts [..., *shape of cells] to arrays [...], NaN where there
     is no figure; replicates without the figure are left out. Low and high are the lowest and highest replicate within the level; if these
-    are equal, the ends of Wilson's interval with the effective number of images in `sizes`.
+    are equal, the ends of Wilson's interval with the effective number of images in `sizes`, for figures that are shares and so are there.
     """
     values = figures(cells)
     chunks = [figures(drawn) for drawn in _resample(cells, replicates, seed)]
     return {
-        name: _interval(value, np.concatenate([chunk[name] for chunk in chunks]), sizes[name])
+        name: _interval(value, np.concatenate([chunk[name] for chunk in chunks]), sizes.get(name))
         for name, value in values.items()
     }
 
@@ -189,14 +219,14 @@ def _resample(cells: Ints, replicates: int, seed: int) -> Iterator[Ints]:
         yield drawn.reshape(-1, *cells.shape)
 
 
-def _interval(value: Floats, drawn: Floats, size: float) -> Interval:
+def _interval(value: Floats, drawn: Floats, size: float | None) -> Interval:
     known = drawn[~np.isnan(drawn)]
     if np.isnan(value) or not len(known):
         return {"value": None, "low": None, "high": None}
     tail = (1 - LEVEL) / 2
     # Replicates, not points between two of them: if all are equal, so are both ends.
     low, high = float(np.quantile(known, tail, method="lower")), float(np.quantile(known, 1 - tail, method="higher"))
-    if low == high:
+    if low == high and size is not None:
         low, high = _wilson(float(value), size)
     return {"value": float(value), "low": low, "high": high}
 

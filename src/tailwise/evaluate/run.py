@@ -160,7 +160,7 @@ def _figures(
         groups = thirds(counts) if bounds is None else bounded(counts, *bounds)
         bins = doublings(counts)
     members = {**groups, **{f"bin {at}": classes for at, (_, _, classes) in enumerate(bins)}}
-    found = classification(cells, members, replicates=options.bootstrap, seed=options.seed)
+    found = classification(cells, members, counts, replicates=options.bootstrap, seed=options.seed)
     images = cells.sum(axis=1)
     summary = {
         "top1": found["top1"],
@@ -174,6 +174,14 @@ def _figures(
                 "accuracy": found[name],
             }
             for name, classes in groups.items()
+        },
+        "trend": None
+        if counts is None
+        else {
+            "slope_per_doubling": found["slope"],
+            "correlation": found["correlation"],
+            "classes": int((images > 0).sum()),
+            "never_seen": int(((images > 0) & (counts == 0)).sum()),
         },
         "curve": [
             {"from": least, "to": greatest, "classes": len(classes), "accuracy": found[f"bin {at}"]["value"],

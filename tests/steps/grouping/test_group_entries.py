@@ -126,8 +126,8 @@ def test_the_command(captioned, captions, entries, rarest):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "give one of --by COLUMN and --entries FILE"),
-        (["--entries", "x.txt", "--by", "shard"], "give one of --by COLUMN and --entries FILE"),
+        ([], "give one of --by COLUMN, --entries FILE and --concepts NAME"),
+        (["--entries", "x.txt", "--by", "shard"], "give one of --by COLUMN, --entries FILE and --concepts NAME"),
         (["--by", "shard", "--ignore-case"], "--ignore-case does nothing without --entries"),
         (["--by", "shard", "--allow-misses"], "--allow-misses does nothing without --entries"),
         (
