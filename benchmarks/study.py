@@ -73,9 +73,16 @@ def collect(output: Path, path: Path, runs: list[Run]) -> None:
     print(f"{path}: {len(runs)} runs, {len(runs) - len(known)} of them new")
 
 
+NAMES = {"eval-rare": "rare", "eval-heads": "heads", "mean over sets": "overall", "top1": "top-1"}
+
+
 def accuracies(run: Run, thirds: Mapping[str, Sequence[int]]) -> dict[str, float]:
-    """Return top-1 in % of each set, their mean, and of each third of the rare classes."""
-    found = {name: 100 * values["top1"] for name, values in figures(run).items()}
+    """Return top-1 in %: of each set, their mean, and each third of the rare classes; of a single set, of all classes and of each group."""
+    sets = figures(run)
+    if len(sets) == 1:
+        (values,) = sets.values()
+        return {NAMES.get(name, name): 100 * value for name, value in values.items() if name != "mean_per_class"}
+    found = {NAMES.get(name, name): 100 * values["top1"] for name, values in sets.items()}
     for name, members in thirds.items():
         rights = np.array(run["right"]["eval-rare"])[list(members)]
         images = next(item["images"] for item in run["evaluations"] if item["set"] == "eval-rare")
@@ -90,7 +97,7 @@ def thirds_of(path: Path | None) -> dict[str, Sequence[int]]:
     with path.open(newline="") as stream:
         rare = [row for row in csv.DictReader(stream, delimiter="\t") if row["source"] == "tinyimagenet"]
     order = np.argsort([-int(row["train_count"]) for row in rare], kind="stable")
-    names = ("rare, frequent third", "rare, middle third", "rare, rarest third")
+    names = ("rare: frequent third", "middle third", "rarest third")
     return {name: part.tolist() for name, part in zip(names, np.array_split(order, 3), strict=True)}
 
 
@@ -121,8 +128,8 @@ def print_tables(runs: list[Run], baseline: str, counts: Path | None) -> None:
             marks[name, at] = "†" if p < 0.05 else "*" if found[name][at].significant else ""
     for name, each in found.items():
         cells = [
-            f"{item.mean:+.2f}{marks.get((name, at), '')}"
-            + (f" ({item.low:+.2f} … {item.high:+.2f})" if item.low is not None and item.high is not None else "")
+            f"{item.mean:+.2f}{marks.get((name, at), '')}".replace("-", "−")
+            + (f" ({item.low:+.2f} … {item.high:+.2f})".replace("-", "−") if item.high is not None else "")
             for at, item in enumerate(each)
         ]
         print(f"| {name} | {' | '.join(cells)} |")

@@ -120,7 +120,7 @@ def _decode(
             captions.write(caption)
             if pixels.tell() > MOST_BYTES:
                 raise UserError(
-                    f"{row + 1:,} of {snapshot.rows:,} images have more than {MOST_BYTES:,} bytes decoded: give `cache_pixels`, "
+                    f"{row + 1:,} of {snapshot.rows:,} images have more than {MOST_BYTES:,} bytes decoded: set train.cache_pixels, "
                     "or use `trainer: open_clip`, which decodes during the training"
                 )
         for stream in (pixels, captions):
