@@ -78,6 +78,8 @@ def commands(pool):
         (["prepare", catalog, "p"], []),
         (["export", catalog, "p", pool / "rates.json", "--to", "rates-json", "--epoch", 0], [str(pool)]),
         (["export", catalog, "p", pool / "out", "--to", "shards", "--epoch", 0, "--workers", 1], [str(pool)]),
+        (["export", catalog, "p", pool / "bundle", "--to", "plan-bundle"], [str(pool)]),
+        (["plan", catalog, "shared", "--from", pool / "bundle"], []),
         (["why", catalog, key(3)], [key(3), CAPTION, f"{WORDS} of 3", str(shards)]),
         (["why", catalog, key(99)], ["99[/b]"]),
         (["remove", catalog, "--keys", pool / "gone.txt", "--reason", REASON], ["nobody\x1b[31m[/b]"]),

@@ -6,6 +6,7 @@ A field is `Annotated[type, help]`; where the option has another name than the f
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -483,12 +484,20 @@ class PlanRequest:
         str | Mapping[str, float] | None,
         "Method mixture: share of each group, such as laion=0.6,cc12m=0.4, or a .json file of them.",
     ] = None
+    source: Annotated[
+        str | None,
+        "Method bundle: a folder of `tailwise export --to plan-bundle`, here or at hf://datasets/….",
+        "--from",
+    ] = None
+    strict: Annotated[
+        float | None, "Of `source`, `rates`: refuse if a smaller share of the names or samples is in this pool."
+    ] = None
 
     def __post_init__(self) -> None:
         """Set the method that the given file implies."""
         if not self.method:
-            balanced = self.entries is not None or self.concepts is not None
-            method = "rates" if self.rates is not None else "text-balance" if balanced else ""
+            implied = {"rates": self.rates, "text-balance": self.entries or self.concepts, "bundle": self.source}
+            method = next((name for name, given in implied.items() if given is not None), "")
             object.__setattr__(self, "method", method)
 
 
@@ -500,6 +509,7 @@ class ExportRequest:
     workers: Annotated[int | None, "Shards: processes; one a processor by default."] = None
     max_rejected: Annotated[float, "Shards: share of unreadable samples that may be left out."] = 0.01
     captions: Annotated[str | None, "Shards, urls: joined captions and their weights: recap:0.7,original:0.3."] = None
+    licence: Annotated[str | None, "Plan-bundle: of your list of samples, such as cc-by-4.0, for its README."] = None
     limit: Annotated[int, "Embedding-atlas: samples, chosen by chance where the pool has more."] = 100_000
     projection: Annotated[str, "Embedding-atlas: pca, or umap (pip install umap-learn)."] = "pca"
 
@@ -509,6 +519,8 @@ class ExportRequest:
         check_projection(self.projection)
         if not 0 <= self.max_rejected <= 1:
             raise UserError(f"`max_rejected` {self.max_rejected}: must lie in [0, 1]")
+        if self.licence is not None and not re.fullmatch(r"[A-Za-z0-9.+-]+", self.licence):
+            raise UserError(f"`licence` {self.licence!r}: give a short name, such as cc-by-4.0")
 
 
 @dataclass(frozen=True)

@@ -261,6 +261,7 @@ def test_every_command_does_the_same_under_other_names(begin, tmp_path, tree_byt
 OUTPUTS = ("draw.parquet", "subset.npy", "rates.json", "keys.txt", "dropped.parquet", "excluded.parquet")
 # What is gone when a command has ended, and lists of what this pool gives no cause for.
 UNSEEN = {"MEMBERS", "FATE", "PENDING", "UNFINISHED", "SHARD", "JOINING", "TRAINING", "DENSITY", "WORK"}
+UNSEEN |= {"ORIGIN", "MISSING"}  # of plans of a bundle
 UNSEEN |= {"PAIRS", "REPETITION", "SPILL", "SOURCES_LOG", "SCORES_LOG", "CLUSTER_IDS_LOG", "EMBED_LOG"}
 USERS = {"entries", "text"}  # names that the commands of the chain give
 

@@ -91,6 +91,7 @@ FATE = "fate-"  # and the number of a round
 DROPPED = "dropped"
 RATE = "rate"
 GROUP = "group"
+ORIGIN = "origin"
 
 # Of a drop list, and of lists of entries and concepts.
 DROPPED_TABLE = "dropped.parquet"
@@ -100,6 +101,7 @@ ENTRY_TABLE = "entries.parquet"
 GROUP_TABLE = "groups.parquet"
 QUOTAS = "quotas.npy"
 SHARD_OFFSETS = "shard_offsets.npy"
+MISSING = "missing.parquet"
 SLOTS = "slots"
 SLOTS_BEFORE = "before-"
 UNITS = "units"

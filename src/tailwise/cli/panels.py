@@ -55,10 +55,15 @@ OPTIONS = {
         "Choice of samples": "pick score score-file logits dynamic draw seed",
         "Method rates": "rates rate-column missing-rate max-rejected match",
         "Method text-balance": "entries concepts per-entry ignore-case plurals",
+        "A bundle of another catalog": "from strict",
         "Methods mixture, between and within": "shares of",
         "Methods of your own": "methods option final-option",
     },
-    "export": {"New shards": "workers max-rejected captions shard-samples", "Embedding Atlas": "limit projection"},
+    "export": {
+        "New shards": "workers max-rejected captions shard-samples",
+        "Embedding Atlas": "limit projection",
+        "Plan bundle": "licence",
+    },
     "train": {
         "Order of the samples": "seed lanes block compose",
         "Shards": "check damaged max-replaced cache cache-size",

@@ -56,9 +56,9 @@ def plan(
     Methods that draw again each epoch: **dynamics** (DynamiCS, ECCV 2026), **dbp-dynamic**, **soft-cap**, **flat**, **proportional**,
     **random**.
     Methods that pick once: **dbp** (Density-Based Pruning, ICLR 2024) and **ssp**, hardest samples first; **cap**, at most N of
-    each cluster; **top-score**, highest score first. **scs**, **hcs**: copies in
-    proportion to e^score, with a soft or a hard cap. **rates**: a file of rates made
-    elsewhere. **text-balance**: words that captions are balanced over (MetaCLIP), or lists of concepts. **mixture**: a given
+    each cluster; **top-score**, highest score first. **scs**, **hcs**: copies in proportion to e^score, with a soft or a hard cap.
+    **rates**: a file of rates made elsewhere. **bundle**: a plan that another catalog exported. **text-balance**: words that
+    captions are balanced over (MetaCLIP), or lists of concepts. **mixture**: a given
     share of each epoch from each source, or from each group of a grouping. **between**, **within**: another plan
     taken apart, its rates averaged over each group, or rescaled so that all groups have the same mean rate.
 
@@ -70,6 +70,7 @@ def plan(
       tailwise plan my-catalog best --method top-score --score clip-score --keep 0.3
       tailwise plan my-catalog capped --method scs --score quality --score-file scores.parquet --logits --keep 1.0
       tailwise plan my-catalog theirs --method rates --rates sampling_probabilities.json --match sha256 --missing-rate 0
+      tailwise plan my-catalog shared --from hf://datasets/user/plan --strict 0.9
       tailwise plan my-catalog balanced --method text-balance --entries entries.txt --per-entry 20000
       tailwise plan my-catalog mixed --method mixture --shares laion=0.6,cc12m=0.4 --keep 0.5
       tailwise plan my-catalog mixed-epochs --method mixture --of epochs --shares laion=0.6,cc12m=0.4 --max-repeats 4
@@ -114,6 +115,8 @@ def _print_plan(made: Plan, budget: float, left_out: LeftOut) -> None:
 
 
 def _print_notes(made: Plan, opened: Catalog, folder: Path) -> None:
+    from tailwise.catalog import layout
+
     newest = opened.snapshot()
     if newest.number > made.snapshot.number:
         assigning = command_line("cluster", folder, extends=made.clustering, name="…")
@@ -134,6 +137,10 @@ def _print_notes(made: Plan, opened: Catalog, folder: Path) -> None:
         _print_mixture(mixture, int(made.config["max_repeats"]))
     if "names_matched" in summary:
         print_matched(f"{summary['names']:,} names of the file", summary, made.pool)
+    if "missing" in summary:
+        lost = f"{summary['missing']:,} samples of the bundle ({summary['missing_share']:.1%} of its draws) are missing"
+        listed = f"; {made.folder / layout.MISSING} lists them, the other draws are those of the bundle"
+        say(lost + listed if summary["missing"] else "no sample of the bundle is missing: all epochs are its epochs")
     if unknown := summary.get("rates_without_sample"):
         say(f"{unknown:,} rates belong to no sample")
 
@@ -260,8 +267,12 @@ def prepare(
 def export(
     catalog: CatalogPath,
     name: PlanName,
-    to: Annotated[str, Option(help="datacomp, rates-json, keys, parquet, urls, shards or embedding-atlas.")],
-    output: Annotated[Path | None, Option(help="File to write; a folder for shards.  [required]")] = None,
+    to: Annotated[
+        str, Option(help="datacomp, rates-json, keys, parquet, urls, shards, embedding-atlas or plan-bundle.")
+    ],
+    output: Annotated[
+        Path | None, Option(help="File to write; a folder for shards and plan-bundle.  [required]")
+    ] = None,
     place: Annotated[Path | None, Argument(hidden=True)] = None,
     epoch: Epoch = None,
     overwrite: Overwrite = False,
@@ -274,10 +285,12 @@ def export(
     **keys**: one key a line. **parquet**: shard, key, uid, cluster, rate, copies. **urls**: url, caption, uid of all that the plan draws in
     any epoch, for img2dataset, of a pool of metadata. **shards**: a new webdataset, shuffled over the whole epoch; after an
     interruption the same command goes on. **embedding-atlas**: a map of samples with thumbnails, which Apple's Embedding Atlas opens.
+    **plan-bundle**: a folder to share, from which `plan --from` makes the same epochs on another copy of the pool.
 
     Examples:
       tailwise export my-catalog subset --to datacomp --output subset.npy
       tailwise export my-catalog epochs --epoch 3 --to shards --output epoch-3
+      tailwise export my-catalog epochs --to plan-bundle --output shared --licence cc-by-4.0
     """
     if (output is None) == (place is None):
         raise UserError("name the file or folder to write with --output")

@@ -18,6 +18,7 @@ from tailwise.export.drawn import RemovedMeanwhileError, nothing_removed_since
 from tailwise.export.embedding_atlas import SCHEMA as ATLAS_SCHEMA
 from tailwise.export.embedding_atlas import write_embedding_atlas
 from tailwise.export.parquet import SCHEMA, write_parquet
+from tailwise.export.plan_bundle import write_plan_bundle
 from tailwise.export.shards import write_shards
 from tailwise.export.urls import SCHEMA as URL_SCHEMA
 from tailwise.export.urls import write_urls
@@ -79,6 +80,7 @@ EXPORTS: dict[str, ExportFormat] = {
     "parquet": ExportFormat(_to_file(write_parquet, is_table(SCHEMA))),
     "urls": ExportFormat(_to_file(write_urls, is_table(URL_SCHEMA), asks=True), lambda _: False, options=["captions"]),
     "shards": ExportFormat(_to_shards, options=["shard_samples", "workers", "max_rejected", "captions"]),
+    "plan-bundle": ExportFormat(write_plan_bundle, lambda _: False, options=["licence"]),
     "embedding-atlas": ExportFormat(
         _to_file(write_embedding_atlas, is_table(ATLAS_SCHEMA), asks=True),
         lambda plan: plan.annealed,

@@ -119,7 +119,7 @@ def _mix(plan: Plan, captions: Mapping[str, float]) -> CaptionMix | None:
 
 def left_out(folder: Path) -> dict[str, int]:
     """Return the number of samples that a finished export of shards lacks, by reason; nothing for another export."""
-    return dict(read_json(folder / HEAD)["summary"]["rejected"]) if folder.is_dir() else {}
+    return dict(read_json(folder / HEAD)["summary"]["rejected"]) if (folder / HEAD).is_file() else {}
 
 
 # --- the folder ---------------------------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ class Explanation:
 
 def explain(plan: Plan, epochs: int = 10) -> Explanation:
     """Return the figures of a plan over its first `epochs` epochs."""
-    if plan.by_rate:
+    if plan.by_rate or plan.incomplete:
         figures, bins, capped = _rate_epochs(plan, epochs), [], (0, 0.0)
     else:
         figures, bins, capped = _cluster_epochs(plan, epochs), _bins(plan), _capped(plan)
@@ -164,7 +164,7 @@ def _views(plan: Plan, members: npt.NDArray[np.int64], epochs: float) -> float:
 
 def first_epoch(plan: Plan) -> EpochFigures:
     """Return the figures of epoch 0; all epochs have the same, unless the plan is annealed."""
-    return (_rate_epochs if plan.by_rate else _cluster_epochs)(plan, 1)[0]
+    return (_rate_epochs if plan.by_rate or plan.incomplete else _cluster_epochs)(plan, 1)[0]
 
 
 def _cluster_epochs(plan: Plan, epochs: int) -> list[EpochFigures]:

@@ -132,6 +132,17 @@ class Plan(FinishedArtifact):
         return self.row_column(layout.RATE, np.float32)
 
     @cached_property
+    def origins(self) -> RowColumn | None:
+        """Row of each sample in the catalog that a plan bundle came from, int64 [N]: Bernoulli draws go by it. None of other plans."""
+        there = layout.plain_file(layout.ORIGIN, 0) in self.manifest["files"]
+        return self.row_column(layout.ORIGIN, np.int64) if there else None
+
+    @property
+    def incomplete(self) -> bool:
+        """True if samples of the plan bundle that it came from are missing: the groups have fewer members than their sizes."""
+        return bool(self.summary.get("missing"))
+
+    @cached_property
     def groups(self) -> RowColumn:
         """Cluster of each row, int32 [N]; −1 for rows that are never drawn."""
         return self.row_column(layout.GROUP, np.int32)
@@ -220,8 +231,8 @@ class Plan(FinishedArtifact):
 
     @property
     def exact(self) -> bool:
-        """True if counts are known before the draw; Bernoulli's are random."""
-        return DRAWS[self.draw_name].counts is not None
+        """True if counts are known before the draw; Bernoulli's are random, and not known where samples are missing."""
+        return DRAWS[self.draw_name].counts is not None and not self.incomplete
 
     def counts(self, epoch: int) -> npt.NDArray[np.int64]:
         """Return the copies of each cluster in an epoch, without reading any row: int64 [K].
@@ -230,7 +241,7 @@ class Plan(FinishedArtifact):
             UserError: the plan's draw is random.
         """
         counts = DRAWS[self.draw_name].counts
-        if counts is None:
+        if counts is None or self.incomplete:
             known = "its counts are known only after the draw: use `draw`"
             raise UserError(f"plan {self.name!r} is drawn by {self.draw_name}: {known}")
         return counts(self, self.drawn_epoch(epoch))
@@ -314,7 +325,7 @@ class Plan(FinishedArtifact):
 
     def release_pages(self) -> None:
         """Release the pages of mapped columns: they stay in the system's cache, and no longer count as this process's memory."""
-        columns = [self.__dict__.get(name) for name in ("groups", "ranks", "rates")]
+        columns = [self.__dict__.get(name) for name in ("groups", "ranks", "rates", "origins")]
         for column in (*columns, self._slots and self._slots[1]):
             if column is not None:
                 column.release_pages()
@@ -405,9 +416,10 @@ def _stream_copies(plan: Plan, epoch: int, rows: Rows) -> npt.NDArray[np.uint8]:
 
 def _bernoulli_copies(plan: Plan, epoch: int, rows: Rows) -> npt.NDArray[np.uint8]:
     seed = plan.config["seed"]
+    numbers = _numbers(rows) if plan.origins is None else np.asarray(plan.origins[rows])
     if plan.by_rate:
-        return bernoulli_copies(seed, epoch, _numbers(rows), plan.rates[rows])
-    return bernoulli_copies(seed, epoch, _numbers(rows), plan.cluster_rates(epoch), plan.groups_at(rows))
+        return bernoulli_copies(seed, epoch, numbers, plan.rates[rows])
+    return bernoulli_copies(seed, epoch, numbers, plan.cluster_rates(epoch), plan.groups_at(rows))
 
 
 def _ranked_copies(plan: Plan, _: int, rows: Rows) -> npt.NDArray[np.uint8]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import ijson
 import numpy as np
@@ -246,3 +246,16 @@ def no_match(listed: SampleList, kind: str, index: NameIndex) -> UserError:
     return UserError(
         f"none of {index.count:,} names in {listed.path}{example} is the {tried} of a sample{noted}; {remedy}"
     )
+
+
+def check_matched(strict: float | None, found: Mapping[str, Any], source: str) -> None:
+    """Refuse a smaller share of the names of a source than `strict` that belong to samples, by "names" and "names_matched" of figures."""
+    if strict is not None and not 0 <= strict <= 1:
+        raise UserError(f"`strict` {strict}: must lie between 0 and 1")
+    share = found["names_matched"] / max(found["names"], 1)
+    if strict is not None and share < strict:
+        example = "" if found.get("example") is None else f", such as {found['example']!r},"
+        raise UserError(
+            f"{found['names'] - found['names_matched']:,} of {found['names']:,} names in {source}{example} belong to no sample: the others "
+            f"are {share:.2%}, less than `strict` {strict:g}; give a list of this pool, or a smaller `strict`"
+        )

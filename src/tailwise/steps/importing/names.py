@@ -75,10 +75,11 @@ class NameIndex(KeyIndex):
         used: samples that have each name, uint32 [count], at the place of the first.
     """
 
-    def __init__(self, folder: Path, names: int) -> None:
-        """Begin an empty index in a folder that does not exist yet, for about so many names."""
+    def __init__(self, folder: Path, names: int, *, paired: bool = False) -> None:
+        """Begin an empty index in a folder that does not exist yet, for about so many names; `paired` for `pair`."""
         super().__init__(folder, names)
         self.count = 0
+        self.paired, self._heads = paired, dict[int, int]()
         self._examples: list[tuple[str, int]] = []
         self._values = (folder / "values").open("wb")
 
@@ -99,6 +100,9 @@ class NameIndex(KeyIndex):
         self._values.close()
         self.copies = create_array(self.folder / "copies.npy", (self.count,), np.uint32)
         self.used = create_array(self.folder / "used.npy", (self.count,), np.uint32)
+        if self.paired:
+            self._next = create_array(self.folder / "next.npy", (self.count,), np.int64)
+            self._next[:] = ABSENT
         distinct = 0
         for bucket in range(self._shuffle.buckets):
             entries, _ = self._sorted(bucket)
@@ -106,6 +110,8 @@ class NameIndex(KeyIndex):
             other[1:] = (entries["high"][1:] != entries["high"][:-1]) | (entries["low"][1:] != entries["low"][:-1])
             first = np.flatnonzero(other)
             self.copies[entries["row"][first]] = np.diff(np.append(first, len(entries)))
+            if self.paired:
+                self._next[entries["row"][:-1][~other[1:]]] = entries["row"][1:][~other[1:]]
             self._write(bucket, entries)
             distinct += len(first)
         remove_folder(self._shuffle.folder)
@@ -124,6 +130,18 @@ class NameIndex(KeyIndex):
         np.put(again, first, self.used[places] > 0)
         self.used[places] += counts.astype(np.uint32)
         return again
+
+    def pair(self, numbers: npt.NDArray[np.int64], again: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        """Return a place of its own for each sample [n], from that of the first of its equal names, and whether one had it before.
+
+        The first of several samples of one name gets its first place, and so on; ABSENT where no place is left.
+        """
+        found = np.where(again, ABSENT, numbers)
+        for at in np.flatnonzero(self.copies[numbers] > 1).tolist():
+            first = int(numbers[at])
+            found[at] = place = self._heads.get(first, first)
+            self._heads[first] = int(self._next[place]) if place >= 0 else ABSENT
+        return found
 
     @property
     def distinct(self) -> int:
@@ -164,4 +182,6 @@ def named_rows(
         if kind in OF_ONE_SAMPLE and again.any():
             name = sample_name(catalog, part, int(hits[again][0]), kind)
             raise UserError(f"the key {name!r} belongs to several samples: name them by uid, or by shard and key")
+        if index.paired:
+            numbers[hits] = index.pair(numbers[hits], again)
         yield part, numbers

@@ -14,6 +14,7 @@ from tailwise.plan.plan import Plan
 from tailwise.requests import PlanRequest, refuse_given, refuse_idle
 from tailwise.steps.planning.apart import make_between_plan, make_within_plan
 from tailwise.steps.planning.balance import make_balanced_plan
+from tailwise.steps.planning.bundle import make_bundle_plan
 from tailwise.steps.planning.capped import make_capped_plan
 from tailwise.steps.planning.mixture import make_mixture
 from tailwise.steps.planning.rates import make_rate_plan
@@ -33,8 +34,11 @@ class OtherMethod:
 _CAPPED = ("score", "score_file", "temperature", "keep", "budget", "without", "draw")
 OTHER_METHODS = {
     "rates": OtherMethod(
-        make_rate_plan, ("rates", "rate_column", "missing_rate", "max_rejected", "match"), ("above_one", "draw")
+        make_rate_plan,
+        ("rates", "rate_column", "missing_rate", "max_rejected", "match", "strict"),
+        ("above_one", "draw"),
     ),
+    "bundle": OtherMethod(make_bundle_plan, ("source",), ("match", "strict")),
     "text-balance": OtherMethod(
         make_balanced_plan,
         ("entries", "concepts", "per_entry", "ignore_case", "plurals"),

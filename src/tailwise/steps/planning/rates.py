@@ -24,7 +24,7 @@ from tailwise.plan.quotas import MAX_BUDGET, UNIT_BITS, UNITS
 from tailwise.requests import PlanRequest
 from tailwise.steps.importing import listed as lists
 from tailwise.steps.importing.join import fill, refuse_other_pool
-from tailwise.steps.importing.listed import SampleList, no_match, read_list
+from tailwise.steps.importing.listed import SampleList, check_matched, no_match, read_list
 from tailwise.steps.importing.names import Names
 from tailwise.steps.planning.cells import tally, write_cells
 from tailwise.steps.planning.weighted import MAX_REPEATS, draw_of, truncates, write_shard_offsets
@@ -79,13 +79,18 @@ def make_rate_plan(catalog: Catalog, name: str, request: PlanRequest, context: C
     inputs = {"snapshot": snapshot.id, "rates": file_digest(path), **survivors.inputs}
     with Artifact(catalog.plan_folder(name), "plan", config, inputs) as artifact:
         if not artifact.done:
-            figures = _join(catalog, artifact, survivors, listed, missing_rate, max_rejected, most, context)
+            figures = _join(
+                catalog, artifact, survivors, listed, missing_rate, max_rejected, most, request.strict, context
+            )
             if draw == "stream":
                 bits = UNIT_BITS if config["dynamic"] else 0
                 figures["clusters"] = _group(artifact, catalog.parts(snapshot), most, bits, context)
             write_shard_offsets(catalog, artifact, snapshot)
             artifact.finish({"pool": survivors.pool, **figures})
-    return Plan(catalog, name)
+    made = Plan(catalog, name)
+    if "names" in made.summary:  # plans of older versions lack it
+        check_matched(request.strict, made.summary, str(path))
+    return made
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,7 @@ def _join(
     missing_rate: float | None,
     max_rejected: float,
     most: int,
+    strict: float | None,
     context: Context,
 ) -> dict[str, Any]:
     """Write the rates, or `most` where that is less; return figures for people."""
@@ -150,6 +156,8 @@ def _join(
                 f"a name is given {np.nanmax(rates):,.0f} times in {listed.path}: at most {MAX_REPEATS} copies are possible"
             )
         refuse_other_pool(kind, index, rates, "rate", max_rejected)
+        counts = {"names": index.distinct, "names_matched": index.matched, "samples_matched": matched}
+        check_matched(strict, {**counts, "example": index.example}, str(listed.path))
         rates[survivors.removals.rows] = 0
         without = int(np.isnan(rates).sum())
         if without and missing_rate is None:
@@ -163,13 +171,7 @@ def _join(
         column = PlainColumn(artifact.folder, layout.RATE)
         for part in catalog.parts(snapshot):
             column.write(part, np.minimum(rates[part.span], np.float32(most)))
-        figures = {
-            "matched_by": kind,
-            "names": index.distinct,
-            "names_matched": index.matched,
-            "samples_matched": matched,
-        }
-    return {"eligible": eligible, "rates_without_sample": index.unknown, **figures}
+    return {"eligible": eligible, "rates_without_sample": index.unknown, "matched_by": kind, **counts}
 
 
 def _check_range(names: Names, values: npt.NDArray[np.float64]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,7 +22,7 @@ from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.kernels.selection import order_statistics
 from tailwise.requests import FilterRequest
 from tailwise.steps.drops import drop_table, write_drops
-from tailwise.steps.importing.listed import SUFFIXES, SampleList, no_match, read_list
+from tailwise.steps.importing.listed import SUFFIXES, SampleList, check_matched, no_match, read_list
 from tailwise.steps.importing.names import named_rows
 from tailwise.steps.scoring.scores import make_score, score_config, score_inputs
 from tailwise.storage.local import scratch
@@ -62,7 +62,7 @@ def drop_by_list(catalog: Catalog, name: str, request: FilterRequest, context: C
                 write_drops(artifact, judge.parts, judge.tables(), context)
                 summary = judge.summary()
             artifact.finish(summary)
-    _check_share(request, listed.path, DropList(catalog, name).summary)
+    check_matched(request.strict, DropList(catalog, name).summary, str(listed.path))
 
 
 def try_list(catalog: Catalog, request: FilterRequest, context: Context) -> dict[str, Any]:
@@ -79,16 +79,6 @@ def _listed(request: FilterRequest) -> SampleList:
     if listed.path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{listed.path}: samples are read from {', '.join(SUFFIXES)}")
     return listed
-
-
-def _check_share(request: FilterRequest, path: Path, found: Mapping[str, Any]) -> None:
-    share = found["names_matched"] / found["names"]
-    if request.strict is not None and share < request.strict:
-        example = "" if found["example"] is None else f", such as {found['example']!r},"
-        raise UserError(
-            f"{found['names'] - found['names_matched']:,} of {found['names']:,} names in {path}{example} belong to no sample: the others "
-            f"are {share:.2%}, less than `strict` {request.strict:g}; give a list of this pool, or a smaller `strict`"
-        )
 
 
 class _Judge:
@@ -115,7 +105,7 @@ class _Judge:
             raise no_match(listed, kind, index)
         figures = {"entries": index.count, "names": index.distinct, "names_matched": index.matched}
         self._figures = {"matched_by": kind, **figures, "example": index.example}
-        _check_share(request, listed.path, self._figures)
+        check_matched(request.strict, self._figures, str(listed.path))
         counts = self._count()
         self._figures["samples_matched"] = int(counts[LISTED])
         if request.refill is not None:
