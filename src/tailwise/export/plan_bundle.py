@@ -80,7 +80,7 @@ def write_plan_bundle(
             names.append(name)
             with writing(path / name) as temporary:
                 temporary.write_bytes((plan.folder / name).read_bytes())
-    for name in {layout.GROUP_TABLE, layout.QUOTAS}.difference(names):  # of an older bundle
+    for name in {layout.GROUP_TABLE, layout.QUOTAS}.difference(names) if overwrite else ():  # of the older bundle
         (path / name).unlink(missing_ok=True)
     files = {name: {"digest": file_digest(path / name), "bytes": (path / name).stat().st_size} for name in names}
     record = {**_record(plan, request), "samples": total, "uids_of_source": uids, "files": files}
