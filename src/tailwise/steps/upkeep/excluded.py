@@ -244,7 +244,7 @@ def _why_no_group(plan: Plan) -> tuple[str, str]:
     if plan.config.get("of"):
         return "plan", f"plan {plan.config['of']} never draws it"
     if clustering is None:
-        return "plan", "left out when the plan was made"
+        return "plan", "not in the bundle" if "bundle" in plan.config else "left out when the plan was made"
     return "cluster", f"{clustering.name}: {clustering.why_none}"
 
 
