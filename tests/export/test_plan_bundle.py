@@ -180,6 +180,7 @@ def test_removed_samples_are_in_no_bundle_and_are_missing(pools, tmp_path):
     assert export(plan, "plan-bundle", tmp_path / "b") == ROWS - 1
     again = make_plan(catalogs["ours"], "twice", PlanRequest(source=str(tmp_path / "b")))
     assert drawn(again, 3) == drawn(plan, 3)
+    assert again.summary["missing"] == 0 and not again.exact  # its groups lack the removed one
 
 
 def test_samples_of_one_url_belong_together_in_order(tmp_path, make_tar, make_image):

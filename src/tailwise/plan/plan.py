@@ -139,8 +139,8 @@ class Plan(FinishedArtifact):
 
     @property
     def incomplete(self) -> bool:
-        """True if samples of the plan bundle that it came from are missing: the groups have fewer members than their sizes."""
-        return bool(self.summary.get("missing"))
+        """True if it came from a plan bundle, and samples are missing: the groups have fewer members than their sizes."""
+        return bool(self.summary.get("absent"))
 
     @cached_property
     def groups(self) -> RowColumn:

@@ -195,14 +195,15 @@ class _Making:
             )
         check_matched(request.strict, figures, str(request.source))
         values = self._values()
-        groups = 0 if self._bundle.by_rate else self._write_groups(values)
+        groups, members = (0, self._bundle.samples) if self._bundle.by_rate else self._write_groups(values)
         self._write_columns(places, values)
         missing = {"missing": self._bundle.samples - matched, "missing_share": 0.0}
         if missing["missing"]:
             rates = values["copies" if self._bundle.fixed else "rate"].astype(np.float64)
             missing["missing_share"] = float(rates[~seen].sum() / max(rates.sum(), 1e-9))
             self._write_missing(seen)
-        return {"eligible": matched, "matched_by": kind, **figures, **missing, "clusters": groups}
+        # Samples that were removed before the export are members of their groups still.
+        return {"eligible": matched, "matched_by": kind, **figures, **missing, "absent": members - matched, "clusters": groups}
 
     def _match(self, match: str | None) -> tuple[str, npt.NDArray[np.int64]]:
         """Return by what samples are matched, and the number in the bundle of each row, −1 for none: int64 [N], mapped."""
@@ -247,8 +248,12 @@ class _Making:
             first += len(batch)
         return values
 
-    def _write_groups(self, values: Mapping[str, npt.NDArray[Any]]) -> int:
-        """Write sizes and quotas of the groups; return their number. A DamagedError if samples do not fit into them."""
+    def _write_groups(self, values: Mapping[str, npt.NDArray[Any]]) -> tuple[int, int]:
+        """Write sizes and quotas of the groups; return their number, and that of the members that may be drawn.
+
+        Raises:
+            DamagedError: samples do not fit into the groups.
+        """
         try:
             with open_table(self._bundle.folder / layout.GROUP_TABLE, GROUP_COLUMNS) as file:
                 table = file.read(list(GROUP_COLUMNS))
@@ -271,7 +276,8 @@ class _Making:
         if annealed is not None:
             write_array(self._artifact.path(layout.QUOTAS), annealed)
         self._rank_type = rank_dtype(int(sizes.max(initial=0)))
-        return len(sizes)
+        reachable = quotas > 0 if annealed is None else (annealed > 0).any(axis=0)
+        return len(sizes), int(sizes[reachable].sum())
 
     def _write_columns(self, places: npt.NDArray[np.int64], values: Mapping[str, npt.NDArray[Any]]) -> None:
         """Write what the draw needs of each row; rows without a sample of the bundle are never drawn."""
