@@ -175,7 +175,7 @@ def test_removed_samples_are_in_no_bundle_and_are_missing(pools, tmp_path):
     catalog = Catalog.open(tmp_path / "copy")
     (tmp_path / "gone.txt").write_text(UIDS[10])
     remove(catalog, tmp_path / "gone.txt")
-    plan = make_plan(catalog, "stream", PlanRequest(source=str(folder / "bundle-stream")))
+    plan = make_plan(catalog, "after", PlanRequest(source=str(folder / "bundle-stream")))
     assert plan.summary["missing"] == 1 and all(10 not in drawn(plan, epoch) for epoch in range(6))
     assert export(plan, "plan-bundle", tmp_path / "b") == ROWS - 1
     again = make_plan(catalogs["ours"], "twice", PlanRequest(source=str(tmp_path / "b")))
