@@ -486,7 +486,7 @@ class PlanRequest:
     ] = None
     source: Annotated[
         str | None,
-        "Method bundle: a folder of `tailwise export --to plan-bundle`, here or at hf://datasets/….",
+        "Method bundle: a folder that an export to plan-bundle wrote, here or at hf://datasets/….",
         "--from",
     ] = None
     strict: Annotated[
