@@ -203,7 +203,14 @@ class _Making:
             missing["missing_share"] = float(rates[~seen].sum() / max(rates.sum(), 1e-9))
             self._write_missing(seen)
         # Samples that were removed before the export are members of their groups still.
-        return {"eligible": matched, "matched_by": kind, **figures, **missing, "absent": members - matched, "clusters": groups}
+        return {
+            "eligible": matched,
+            "matched_by": kind,
+            **figures,
+            **missing,
+            "absent": members - matched,
+            "clusters": groups,
+        }
 
     def _match(self, match: str | None) -> tuple[str, npt.NDArray[np.int64]]:
         """Return by what samples are matched, and the number in the bundle of each row, −1 for none: int64 [N], mapped."""
