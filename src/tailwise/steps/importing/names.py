@@ -106,7 +106,7 @@ class NameIndex(KeyIndex):
         distinct = 0
         for bucket in range(self._shuffle.buckets):
             entries, _ = self._sorted(bucket)
-            other = np.ones(len(entries), np.bool_)
+            other: npt.NDArray[np.bool_] = np.ones(len(entries), np.bool_)
             other[1:] = (entries["high"][1:] != entries["high"][:-1]) | (entries["low"][1:] != entries["low"][:-1])
             first = np.flatnonzero(other)
             self.copies[entries["row"][first]] = np.diff(np.append(first, len(entries)))
