@@ -105,8 +105,8 @@ class NameIndex(KeyIndex):
             self._next[:] = ABSENT
         distinct = 0
         for bucket in range(self._shuffle.buckets):
-            entries, _ = self._sorted(bucket)
-            other: npt.NDArray[np.bool_] = np.ones(len(entries), np.bool_)
+            entries = self._sorted(bucket)[0]
+            other = np.ones(len(entries), np.bool_)
             other[1:] = (entries["high"][1:] != entries["high"][:-1]) | (entries["low"][1:] != entries["low"][:-1])
             first = np.flatnonzero(other)
             self.copies[entries["row"][first]] = np.diff(np.append(first, len(entries)))
