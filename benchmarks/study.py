@@ -4,7 +4,7 @@ A line of the file is the `result.json` of one run, and the right answers of eac
 Runs of several sessions and machines may be in one file; all rows of a seed should be of one machine.
 usage: study.py add OUTPUT studies/NAME.jsonl         (takes runs that the file lacks)
        study.py missing RECIPE studies/NAME.jsonl     (rows and seeds that the file lacks)
-       study.py show studies/NAME.jsonl [--baseline "random dynamic"] [--counts classes.tsv]
+       study.py show studies/NAME.jsonl [--baseline "random dynamic"] [--counts classes.tsv] [--plot FILE.svg]
 """
 
 import argparse
@@ -37,6 +37,7 @@ def main() -> None:
         each.add_argument("file", type=Path)
     show.add_argument("--baseline", default="random dynamic")
     show.add_argument("--counts", type=Path, help="classes.tsv of web-lt: adds thirds of the rare classes")
+    show.add_argument("--plot", type=Path, help="draws the differences, as .svg or .png")
     asked = parser.parse_args()
     runs = read(asked.file)
     if asked.command == "add":
@@ -49,7 +50,9 @@ def main() -> None:
             lacking = [row.name for row in recipe.rows if (row.name, seed) not in done]
             print(f"seed {seed}: {'; '.join(lacking) or 'complete'}")
     else:
-        print_tables(runs, asked.baseline, asked.counts)
+        found = print_tables(runs, asked.baseline, asked.counts)
+        if asked.plot:
+            plot(found, asked.baseline, asked.plot)
 
 
 def read(path: Path) -> list[Run]:
@@ -101,7 +104,34 @@ def thirds_of(path: Path | None) -> dict[str, Sequence[int]]:
     return {name: part.tolist() for name, part in zip(names, np.array_split(order, 3), strict=True)}
 
 
-def print_tables(runs: list[Run], baseline: str, counts: Path | None) -> None:
+def plot(found: Mapping[str, Mapping[str, Difference]], baseline: str, path: Path) -> None:
+    """Draw the differences of the first three measures, with their intervals: a row of dots each."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams["svg.hashsalt"] = "study"
+    names = [*found]
+    measures = [*found[names[0]]][:3]
+    figure = Figure((7.2, 0.42 * len(names) + 1.1), layout="constrained")
+    axes = figure.subplots()
+    for at, (measure, color) in enumerate(zip(measures, ("#0b7285", "#e8590c", "#868e96"), strict=False)):
+        each = [found[name][measure] for name in names]
+        places = np.arange(len(names)) + 0.22 * (at - 1)
+        widths = [0 if item.high is None else item.high - item.mean for item in each]
+        axes.errorbar(
+            [item.mean for item in each], places, xerr=widths, fmt="o", ms=4, lw=1.4, color=color, label=measure
+        )
+    axes.axvline(0, color="#adb5bd", lw=1)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"points of top-1 less {baseline}, with 95 % intervals")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    figure.legend(loc="outside upper right", ncols=3, frameon=False)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
+
+
+def print_tables(runs: list[Run], baseline: str, counts: Path | None) -> dict[str, dict[str, Difference]]:
     thirds = thirds_of(counts)
     names = [*dict.fromkeys(run["row"] for run in sorted(runs, key=lambda run: run["row"] != baseline))]
     table = {name: {run["seed"]: accuracies(run, thirds) for run in runs if run["row"] == name} for name in names}
@@ -137,6 +167,7 @@ def print_tables(runs: list[Run], baseline: str, counts: Path | None) -> None:
     print(f"| least difference found with 80 % power | {' | '.join(f'{value:.2f}' for value in least)} |")
     hours = sum(run["trained"]["seconds"] * run["machine"]["threads"] for run in runs) / 3600
     print(f"\n{len(runs)} runs, {hours:.1f} core-hours of training. * excludes 0; † also after Holm over the rows")
+    return {name: dict(zip(metrics, each, strict=True)) for name, each in found.items()}
 
 
 if __name__ == "__main__":
