@@ -185,8 +185,11 @@ def test_what_a_step_makes(command, options, name):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "x"}, "step group:x: give one of `by` COLUMN and `entries` FILE"),
-        ({"by": "shard", "entries": __file__}, "step group: give one of `by` COLUMN and `entries` FILE"),
+        ({"name": "x"}, "step group:x: give one of `by` COLUMN, `entries` FILE and `concepts` NAME"),
+        (
+            {"by": "shard", "entries": __file__},
+            "step group: give one of `by` COLUMN, `entries` FILE and `concepts` NAME",
+        ),
         ({"entries": "nowhere.txt"}, "step group: entries is 'nowhere.txt', which is no file"),
     ],
 )

@@ -27,7 +27,7 @@ from tailwise.storage.local import TEMPORARY_SUFFIX, replacing
 WRITERS = {
     **{
         name: lambda plan, path, name=name: export(plan, name, path, epoch=0, overwrite=True)
-        for name in {*EXPORTS} - {"shards", "urls"}
+        for name in {*EXPORTS} - {"shards", "urls", "plan-bundle"}
     },
     "removed": lambda plan, path: write_excluded(plan.catalog, path, plan, overwrite=True),
 }

@@ -114,7 +114,7 @@ def test_dbp_images(run_tailwise, tmp_path, make_tar, make_image):
             members += [(f"{key}.jpg", image), (f"{key}.txt", f"a photo of {number * 7919 % 97}".encode())]
         make_tar(tmp_path / "shards" / f"{shard}.tar", members)
     folder, out = tmp_path / "catalog", tmp_path / "out"
-    changes = ["cluster:fine.k=6", "cluster:main.k=4", "embed:dino.encoder=pixels"]
+    changes = ["cluster:fine.k=6", "cluster:main.k=4", "embed:dino.encoder=pixels", "embed:both.precision=fp32"]
     changes.append(f"embed:both.encoder={tiny_clip(tmp_path / 'clip')}")
     command = ["run", "dbp-images", tmp_path / "shards", folder, "--output", out, "--workers", 1]
     run_tailwise(*command, *(word for each in changes for word in ("--set", each)))

@@ -105,7 +105,7 @@ def test_parquet_says_shard_key_uid_cluster_rate_and_copies(repeating, tmp_path)
     assert table["shard"].to_pylist() == [paths[shard] for shard in np.array(samples(repeating, "shard"))[rows]]
 
 
-@pytest.mark.parametrize("name", sorted({*EXPORTS} - {"shards", "datacomp", "urls"}))
+@pytest.mark.parametrize("name", sorted({*EXPORTS} - {"shards", "datacomp", "urls", "plan-bundle"}))
 def test_every_export_is_repeatable_and_refuses_to_overwrite(repeating, tmp_path, name, caplog):
     caplog.set_level("INFO")
     first = export(repeating, name, tmp_path / "a", epoch=0)

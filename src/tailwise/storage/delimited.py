@@ -44,7 +44,8 @@ def read_text(source: Path | str | bytes, most: int = MAX_TEXT) -> str:
 def read_keys(path: Path) -> list[str]:
     """Return the keys of a list, one a line, without empty lines; raise a UserError if it cannot be read, or an escaped line is damaged."""
     try:
-        return [key for _, key in iterate_keys(path)]
+        lines = enumerate(read_text(path).split("\n"), start=1)
+        return [key_of(line, number) for number, line in lines if line]
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read as a list of keys: {error}") from error
 

@@ -14,6 +14,7 @@ from tailwise.plan.plan import Plan
 from tailwise.requests import (
     CaptionsRequest,
     ClusterRequest,
+    ConceptsRequest,
     DedupRequest,
     EmbedRequest,
     FilterRequest,
@@ -23,6 +24,7 @@ from tailwise.requests import (
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.dedup.dedup import dedup
 from tailwise.steps.embedding.embed import embed
+from tailwise.steps.grouping.concepts import make_concepts
 from tailwise.steps.grouping.match import match_entries
 from tailwise.steps.importing.captions import join_captions
 from tailwise.steps.planning.plan import make_plan
@@ -55,6 +57,7 @@ def _made(_small_catalog_source, tmp_path_factory):
     make_plan(catalog, "top", PlanRequest("top-score", keep=0.3, score=ScoreRequest("image-bytes")))
     (folder / "entries.txt").write_text("group\n")
     match_entries(catalog, folder / "entries.txt", workers=1)
+    make_concepts(catalog, [], ConceptsRequest(name="words", entries=folder / "entries.txt", workers=1))
     (folder / "captions.tsv").write_text("key\tcaption\n000001\tone\n")
     join_captions(catalog, [folder / "captions.tsv"], CaptionsRequest(name="recap"))
     filter_samples(catalog, FilterRequest("caption-words", minimum=0, missing="keep", name="recap", captions="recap"))
@@ -241,6 +244,7 @@ def test_a_renamed_plan_is_the_same_plan(made):
 
 
 def test_renaming_is_refused_where_others_know_the_name(made):
+    hashes = next(kind for kind in KINDS if kind.folder == "hashes")
     for name, new, error, words in (
         ("clusters/main", "m", ConflictError, "drops/near"),
         ("captions/recap", "c", ConflictError, "drops/recap"),
@@ -248,7 +252,7 @@ def test_renaming_is_refused_where_others_know_the_name(made):
         ("plans/p", "last", ConflictError, "plans/last exists"),
         ("plans/p", "a/b", UserError, "can't name"),
         ("embeddings/joint", "text", ConflictError, "has to be of text"),
-        (f"hashes/{KINDS[3].finished(made.folder)[0]}", "h", UnsupportedError, "can't be renamed"),
+        (f"hashes/{hashes.finished(made.folder)[0]}", "h", UnsupportedError, "can't be renamed"),
     ):
         with pytest.raises(error, match=words):
             rename(made, name, new)
