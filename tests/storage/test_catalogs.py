@@ -186,6 +186,7 @@ def test_nodes_of_a_ray_cluster_share_a_catalog_alone(server, _small_catalog_sou
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # a path of at most 107 bytes, for sockets
         node = {"num_cpus": 1, "object_store_memory": 100 << 20}
         caches = [tmp_path / f"node-{number}" for number in range(2)]
+        Path("/tmp/ray").mkdir(exist_ok=True)
         head = {**node, "include_dashboard": False, "temp_dir": folder, "env_vars": {"TAILWISE_CACHE": str(caches[0])}}
         nodes = Cluster(initialize_head=True, head_node_args=head)
         try:
