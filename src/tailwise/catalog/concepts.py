@@ -6,55 +6,26 @@ of their names, so that the order of the numbers is that of the names.
 
 from __future__ import annotations
 
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog import layout
-from tailwise.catalog.artifacts import FinishedArtifact, finished_folder, read_manifest
-from tailwise.catalog.catalog import Catalog, Part, Snapshot
-from tailwise.catalog.columns import PartColumn, RowsByPart
+from tailwise.catalog.catalog import Part, Snapshot
+from tailwise.catalog.columns import PartColumn
 from tailwise.catalog.files import read_table
 from tailwise.catalog.kinds import CONCEPTS
 from tailwise.catalog.matches import Found
+from tailwise.catalog.row_lists import RowLists, places_of_lists
 from tailwise.errors import UserError
-from tailwise.mapped import release_pages
-from tailwise.storage.lru import LRUCache
-from tailwise.text import command_line
-
-OPEN_PARTS = 64  # every map holds a file descriptor
-RELEASE_AFTER_ROWS = 1 << 20
 
 
-class Concepts(FinishedArtifact):
-    """Finished lists of concepts of a snapshot. May be pickled; files are mapped in the process that reads.
+class Concepts(RowLists):
+    """Finished lists of concepts of a snapshot, see `RowLists`."""
 
-    Attributes:
-        catalog: the catalog that holds them.
-        name: of the lists.
-    """
-
-    def __init__(self, catalog: Catalog, name: str) -> None:
-        """Open lists of concepts.
-
-        Raises:
-            UserError: there are none of this name, or they are of another snapshot.
-        """
-        self.catalog, self.name = catalog, name
-        place = CONCEPTS.path(catalog.folder, name)
-        remedy = f"make them with {command_line('concepts', catalog.folder, 'TABLE', name=name)}"
-        self.manifest = read_manifest(place, "concepts", remedy)
-        self.folder = finished_folder(place, self.manifest["identity"])
-        if self.snapshot.id != self.inputs["snapshot"]:
-            raise UserError(f"concepts {name!r} were made for another snapshot {self.snapshot.number}: make them again")
-        self._rows = RowsByPart(catalog.parts(self.snapshot))
-        self._maps: LRUCache[int, tuple[npt.NDArray[Any], ...]] = LRUCache(OPEN_PARTS)
-        self._read_rows = 0
-
-    def __reduce__(self) -> tuple[type[Concepts], tuple[Catalog, str]]:
-        return Concepts, (self.catalog, self.name)
+    kind, files = CONCEPTS, (layout.CONCEPT_ENDS, layout.CONCEPT)
 
     @cached_property
     def entries(self) -> list[str]:
@@ -79,7 +50,7 @@ class Concepts(FinishedArtifact):
 
     def part(self, part: Part, kept: npt.NDArray[np.bool_]) -> Found:
         """Return the number of concepts of each row of a part, and the concepts; rows that are not kept have none."""
-        ends, entries = self._map(part)
+        ends, entries = self.read_part(part)
         counts = np.diff(ends, prepend=0)
         if kept.all():
             return counts.astype(np.int32), entries
@@ -88,32 +59,20 @@ class Concepts(FinishedArtifact):
     def of(self, rows: npt.NDArray[np.int64]) -> Found:
         """Return the lists of rows of the catalog, int64 [n] in any order: how long each is, int32 [n], and all concepts, int32 [m]."""
         counts, firsts = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
-        parts = list(self._rows.split(rows))
+        parts = list(self.rows.split(rows))
         for part, where in parts:
-            ends, _ = self._maps.get(part.number, partial(self._map, part))
+            ends, _ = self.map_part(part)
             local = rows[where] - part.first_row
             firsts[where] = np.where(local > 0, ends[local - 1], 0)
             counts[where] = ends[local] - firsts[where]
         before = np.cumsum(counts) - counts
         entries = np.empty(int(counts.sum()), np.int32)
         for part, where in parts:
-            _, own = self._maps.get(part.number, partial(self._map, part))
-            within = np.arange(int(counts[where].sum())) - np.repeat(
-                np.cumsum(counts[where]) - counts[where], counts[where]
-            )
-            entries[np.repeat(before[where], counts[where]) + within] = own[
-                np.repeat(firsts[where], counts[where]) + within
-            ]
-        self._read_rows += len(rows)
-        if self._read_rows > RELEASE_AFTER_ROWS:  # else all pages would count as memory of this process
-            self._read_rows = 0
-            for arrays in self._maps.values():
-                for array in arrays:
-                    release_pages(array)
+            _, own = self.map_part(part)
+            places = places_of_lists(before[where], counts[where])
+            entries[places] = own[places_of_lists(firsts[where], counts[where])]
+        self.note_read(len(rows))
         return counts.astype(np.int32), entries
-
-    def _map(self, part: Part) -> tuple[npt.NDArray[Any], ...]:
-        return tuple(column.read(part) for column in concept_columns(self))
 
 
 def concept_columns(artifact: Any) -> tuple[PartColumn, PartColumn]:  # noqa: ANN401  (finished, or being made)

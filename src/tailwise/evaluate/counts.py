@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from tailwise.catalog.catalog import Catalog, RowGroup, read_captions
 from tailwise.catalog.concepts import Concepts
+from tailwise.catalog.row_lists import places_of_lists
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.base import Needs, Task, Worker
@@ -132,8 +133,7 @@ def count_concepts(folder: Path, name: str, classes: Sequence[str]) -> npt.NDArr
         of_row, entries = concepts.part(part, np.ones(part.rows, np.bool_))
         mine = lengths[entries]
         rows = np.repeat(np.repeat(np.arange(part.rows), of_row), mine)
-        within = np.arange(len(rows)) - np.repeat(np.cumsum(mine) - mine, mine)
-        pairs = np.unique(rows * len(classes) + owned[np.repeat(firsts[entries], mine) + within])
+        pairs = np.unique(rows * len(classes) + owned[places_of_lists(firsts[entries], mine)])
         counts += np.bincount(pairs % len(classes), minlength=len(classes))
     return counts
 
