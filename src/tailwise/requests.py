@@ -300,7 +300,10 @@ class FilterRequest:
     captions: Annotated[
         str | None, "caption-words, caption-characters: joined captions to count in.  [default: original]"
     ] = None
-    target: Annotated[Path | None, "normsim: image embeddings (.npy), clip-retrieval folder, or catalog."] = None
+    target: Annotated[
+        Path | None, "normsim, near-target: image embeddings (.npy), clip-retrieval folder, or catalog."
+    ] = None
+    clustering: Annotated[str | None, "near-target: clustering whose whole clusters stay.  [default: main]"] = None
     norm: Annotated[str | None, "normsim: 2 or inf.  [default: 2]"] = None
     batch_size: Annotated[int | None, "cliploss: samples of a batch.  [default: 32768]"] = None
     repetitions: Annotated[int | None, "cliploss: batches that a sample is in.  [default: 5]"] = None
@@ -345,6 +348,7 @@ class FilterRequest:
             "text",
             "captions",
             "target",
+            "clustering",
             "norm",
             "batch_size",
             "repetitions",

@@ -41,7 +41,7 @@ OPTIONS = {
     "filter": {
         "A list made elsewhere": "only not match strict refill",
         "A file of scores": "file max-rejected",
-        "Options of a score": "image text captions target norm batch-size repetitions temperature seed",
+        "Options of a score": "image text captions target clustering norm batch-size repetitions temperature seed",
     },
     "cluster": {"k-means": "iterations points-per-centroid seed force", "Resources": "device max-memory"},
     "group": {

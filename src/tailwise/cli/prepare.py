@@ -283,7 +283,8 @@ def filter_(
 ) -> None:
     """Leave out samples by a score, or by a list made elsewhere, as a drop list for --without.
 
-    Scores from embeddings: **clip-score**, **cliploss**, **normsim**; from the samples: **caption-characters**,
+    Scores from embeddings: **clip-score**, **cliploss**, **normsim**, **near-target** (keeps the clusters that are the
+    nearest to a target image); from the samples: **caption-characters**,
     **caption-words**, **width**, **height**, **pixels**, **aspect-ratio**, **image-bytes**. A score is made once and kept:
     another bound costs little.
     --only FILE keeps the samples that a file names, --not FILE drops them.
@@ -293,6 +294,7 @@ def filter_(
       tailwise filter my-catalog --by clip-score --keep 0.3
       tailwise filter my-catalog --by caption-words --min 3 --max 60 --name captions --without duplicates
       tailwise filter my-catalog --by normsim --target imagenet.npy --keep 0.5
+      tailwise filter my-catalog --by near-target --clustering fine --target imagenet.npy
       tailwise filter my-catalog --by clip_l14_similarity_score --file metadata.parquet --min 0.28
       tailwise filter my-catalog --only dfn_2b_inds.npy --strict 0.9 --refill random
       tailwise filter my-catalog --not opted-out.csv --match url --name opted-out
@@ -338,6 +340,8 @@ def _print_filtered(made: Filtered) -> None:
         say(f"{absent:,} samples have no {summary['score']}")
     for reason, rows in summary.get("reasons", {}).items():
         say(f"{rows:,}: {reason}")
+    if "clusters_near" in summary:
+        say(f"{summary['clusters_near']:,} of {summary['clusters']:,} clusters are the nearest of a target image")
     if summary.get("keys_without_sample"):
         say(f"{summary['keys_without_sample']:,} of the file's {summary['keys']:,} keys match no sample")
     if "dropped" in summary:

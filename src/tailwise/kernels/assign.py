@@ -208,6 +208,25 @@ class Assigner:
         labels[:], dots[:] = device_labels.cpu().numpy(), device_dots.cpu().numpy()
 
 
+def count_nearest(
+    centroids: npt.NDArray[np.float32], rows: Iterable[npt.NDArray[Any]], *, device: str = "auto"
+) -> npt.NDArray[np.int64]:
+    """Return of how many rows each centroid is the nearest: int64 [K].
+
+    DataComp's image-based rule (arXiv 2304.14108, section 4) keeps the samples of the clusters whose count of target rows is above 0.
+
+    Args:
+        centroids: [K, d], unit norm.
+        rows: pieces [n, d], float16 or float32, unit norm or zero. Rows of zeros do not count.
+        device: see `Assigner`.
+    """
+    assigner, counts = Assigner(centroids, device=device), np.zeros(len(centroids), np.int64)
+    for piece in rows:
+        labels, _ = assigner(piece)
+        counts += np.bincount(labels[labels >= 0], minlength=len(counts))
+    return counts
+
+
 def resolve_device(device: str) -> str:
     """Return "cuda" for "auto" if there is a CUDA device, else "cpu"; other names stay."""
     if device == "auto":

@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -6,12 +7,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailwise.catalog.files import note_digest
-from tailwise.errors import UserError
+from tailwise.errors import ConflictError, UserError
 from tailwise.kernels.scores import clip_loss
-from tailwise.requests import ScoreRequest
+from tailwise.requests import ClusterRequest, FilterRequest, GroupRequest, ScoreRequest
+from tailwise.steps.clustering.cluster import cluster
+from tailwise.steps.grouping.group import group
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.scoring import makers as score_makers
+from tailwise.steps.scoring.filter import filter_samples, try_filter
 from tailwise.steps.scoring.scores import score_config, score_inputs, score_parts
+from tailwise.steps.upkeep.delete import delete
 from tailwise.steps.upkeep.status import status
 from tailwise.steps.upkeep.verify import verify
 
@@ -174,6 +179,55 @@ def test_scores_depend_on_neither_chunks_nor_threads(paired, tmp_path, small_pie
     with small_pieces():
         assert make() == first
     assert sum("/" in path for path in first) == 4 * 3  # besides the locks
+
+
+def test_clusters_near_a_target_are_those_of_datacomps_rule(paired, tmp_path, small_pieces):
+    """The nearest pool centroid of a sample is the nearest of a target image: whole clusters, against NumPy."""
+    made = cluster(paired, ClusterRequest(k=40, seed=2))
+    rows = np.random.default_rng(0).normal(size=(25, 16)) + 2 * column(paired, "image")[100:125]
+    np.save(tmp_path / "target.npy", rows.astype(np.float32))
+    centroids = np.asarray(made.centroids, np.float64)
+    counts = np.bincount((rows @ centroids.T).argmax(1), minlength=40)
+    nearest = (column(paired, "image") @ centroids.T).argmax(1)
+    expected = counts[nearest].astype(np.float32)
+    expected[77] = np.nan  # no embedding, so no cluster
+    options = {"target": str(tmp_path / "target.npy")}
+    found = score(paired, "near-target", **options)
+    assert np.array_equal(found, expected, equal_nan=True)
+    with small_pieces():
+        shutil.rmtree(paired.folder / "scores")
+        assert np.array_equal(found, score(paired, "near-target", **options), equal_nan=True)
+    for request, least in (
+        (FilterRequest("near-target", **options), 1),
+        (FilterRequest("near-target", 2, **options), 2),
+    ):
+        summary = filter_samples(paired, replace(request, name=f"least-{least}")).summary
+        assert summary["kept"] == np.nansum(expected >= least)
+        assert (summary["clusters"], summary["clusters_near"]) == (40, np.count_nonzero(counts))
+        assert try_filter(paired, request).summary == summary
+    with pytest.raises(ConflictError, match=r"drops/least-1, drops/least-2 were made from clusters/main"):
+        delete(paired, ["clusters/main"])
+
+
+def test_clusters_near_a_target_need_centroids_of_this_snapshot(small_catalog, tmp_path, make_pool):
+    np.save(tmp_path / "target.npy", np.ones((3, 16), np.float32))
+    np.save(tmp_path / "wide.npy", np.ones((3, 17), np.float32))
+    group(small_catalog, GroupRequest("shard"))
+    for name, target, told in (
+        ("shard", "target", "`clustering` 'shard' has no centroids"),
+        ("none", "target", "no clustering named 'none'"),
+        ("main", "wide", r"holds float32 \[3, 17\], and the catalog's image embeddings have 16 dimensions"),
+    ):
+        if name == "main":
+            cluster(small_catalog, ClusterRequest(k=4))
+        with pytest.raises(UserError, match=told):
+            score(small_catalog, "near-target", target=str(tmp_path / f"{target}.npy"), clustering=name)
+    make_pool(tmp_path / "more", [5])
+    import_pool([str(tmp_path / "more")], small_catalog.folder, workers=1)
+    with pytest.raises(
+        UserError, match=r"'main' was made for snapshot 1, and this is for 2: make one with .*--extends main"
+    ):
+        score(small_catalog, "near-target", target=str(tmp_path / "target.npy"))
 
 
 @pytest.fixture(scope="session")

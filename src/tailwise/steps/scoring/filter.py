@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from tailwise.plan.budget import samples_of_share
 from tailwise.requests import FilterRequest, ScoreRequest, refuse_given
 from tailwise.steps.drops import drop_table, write_drops
 from tailwise.steps.scoring.by_list import drop_by_list, try_list
-from tailwise.steps.scoring.scores import score_config, score_figures, score_inputs, score_parts
+from tailwise.steps.scoring.scores import SCORES, score_config, score_figures, score_inputs, score_parts
 
 QUANTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)  # percent
 BOUNDS = ("minimum", "maximum", "keep", "keep_lowest")
@@ -64,6 +64,7 @@ def filter_samples(catalog: Catalog | str | Path, request: FilterRequest, contex
     if request.by is None:
         drop_by_list(catalog, name, request, context)
         return Filtered(name, DropList(catalog, name).summary)
+    request = _with_rule(request)
     _check(request)
     score, snapshot = request.score, catalog.snapshot()
     survivors = Survivors(catalog, request.without, snapshot)
@@ -91,7 +92,8 @@ def try_filter(catalog: Catalog | str | Path, request: FilterRequest, context: C
     refuse_given(request, {"name"}, "with `dry_run`: no drop list is made")
     if request.by is None:
         return Filtered(None, try_list(catalog, request, context))
-    ruled = any(getattr(request, bound) is not None for bound in BOUNDS)
+    request = _with_rule(request)
+    ruled = _is_ruled(request)
     if ruled:
         _check(request)
     else:
@@ -101,6 +103,16 @@ def try_filter(catalog: Catalog | str | Path, request: FilterRequest, context: C
     if ruled:
         judge.apply(request)
     return Filtered(None, judge.summary())
+
+
+def _is_ruled(request: FilterRequest) -> bool:
+    return any(getattr(request, bound) is not None for bound in BOUNDS)
+
+
+def _with_rule(request: FilterRequest) -> FilterRequest:
+    """Return the request with the rule that its score has by default, if it gives none."""
+    score = SCORES.get(request.score.name)
+    return request if score is None or _is_ruled(request) else replace(request, minimum=score.minimum)
 
 
 def _check(request: FilterRequest) -> None:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from tailwise.catalog import layout
 from tailwise.catalog.captions import find_captions
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.columns import PartColumn
 from tailwise.catalog.files import create_array, map_array, read_array
 from tailwise.catalog.scores import repetition, score_column
@@ -179,6 +180,18 @@ def _greatest(target: Target) -> Callable[[Rows], Scores]:
 
 
 NORMS: dict[str, Callable[[Target], Callable[[Rows], Scores]]] = {"2": _euclidean, "inf": _greatest}
+
+
+def near_target(work: ScoreWork) -> dict[str, int]:
+    """Write how many target rows have the centroid of each sample's cluster as their nearest; return how many clusters have any."""
+    from tailwise.kernels.assign import count_nearest  # noqa: PLC0415  (imports torch)
+
+    clustering = Clustering.open(work.catalog, work.options["clustering"])
+    counts = count_nearest(clustering.centroids, Target(work.options["target"]).pieces())
+    of_label = np.append(counts, np.nan).astype(np.float32)  # label −1: no cluster
+    for part in work.parts:
+        work.column.write(part, of_label[np.maximum(clustering.labels.read(part), -1)])
+    return {"clusters": len(counts), "clusters_near": int(np.count_nonzero(counts))}
 
 
 def _pairs(catalog: Catalog, columns: Sequence[str], part: Part) -> npt.NDArray[np.int64]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from tailwise.catalog import layout
 from tailwise.catalog.captions import ORIGINAL, find_captions
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.columns import PartColumn
 from tailwise.catalog.embeddings import MODALITIES, check_column, check_one_encoder, column_dimension
 from tailwise.catalog.files import digest, file_digest, known_record, read_record
@@ -26,6 +27,7 @@ from tailwise.steps.scoring import makers
 from tailwise.steps.scoring.makers import ScoredPart, ScoreWork, by_part
 from tailwise.steps.scoring.target import Target
 from tailwise.storage.store_path import looked_up
+from tailwise.text import command_line
 
 Scores = npt.NDArray[np.float32]
 
@@ -57,12 +59,9 @@ def make_score(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest, cont
 
 
 def score_figures(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> dict[str, int]:
-    """Return what the making of a score counted, other than samples: "keys" of its file, and "keys_without_sample".
-
-    Empty where the score is not of a file.
-    """
+    """Return what the making of a score counted, other than samples: of a file, of clusters near a target; for others nothing."""
     summary = read_record(_make(catalog, snapshot, request, Context()) / layout.MANIFEST)["summary"]
-    return {name: value for name, value in summary.items() if name.startswith("keys")}
+    return {name: value for name, value in summary.items() if name not in {"samples", "scored"}}
 
 
 def score_config(request: ScoreRequest) -> dict[str, Any]:
@@ -128,6 +127,7 @@ class Score:
     make: Callable[[ScoreWork], Mapping[str, int] | None]  # writes every part; may return figures for the summary
     inputs: tuple[str, ...] = ("samples",)  # names in _INPUTS
     options: tuple[str, ...] = ()  # names in OPTIONS
+    minimum: float | None = None  # least score that stays, where a filter gives no rule
 
 
 def _is_whole(value: object, least: int, most: int) -> bool:
@@ -145,6 +145,7 @@ OPTIONS: dict[str, ScoreOption] = {
     "text": ScoreOption("text", lambda value: isinstance(value, str), "the name of a column"),
     "norm": ScoreOption("2", makers.NORMS.__contains__, f"one of {', '.join(makers.NORMS)}"),
     "target": ScoreOption(None, lambda value: isinstance(value, str), "a path", decides=False),
+    "clustering": ScoreOption("main", lambda value: isinstance(value, str), "the name of a clustering"),
     "captions": ScoreOption(ORIGINAL, lambda value: isinstance(value, str), "a name of captions"),
     "file": ScoreOption(None, lambda value: isinstance(value, str), "a path", decides=False),
     "max_rejected": ScoreOption(MAX_REJECTED, lambda value: 0 <= value <= 1, "between 0 and 1", decides=False),
@@ -155,6 +156,7 @@ SCORES: dict[str, Score] = {  # docs/reference/scores.md describes them
     "clip-score": Score(by_part(makers.clip_score), _PAIRED, MODALITIES),
     "cliploss": Score(makers.cliploss, _PAIRED, ("batch_size", "repetitions", "temperature", "seed", *MODALITIES)),
     "normsim": Score(by_part(makers.normsim), ("image embeddings", "target"), ("target", "norm", "image")),
+    "near-target": Score(makers.near_target, ("clustering", "target of clusters"), ("target", "clustering"), minimum=1),
     "caption-characters": Score(by_part(makers.caption_characters), ("samples", "captions"), ("captions",)),
     "caption-words": Score(by_part(makers.caption_words), ("samples", "captions"), ("captions",)),
     "width": Score(by_part(partial(ScoredPart.numbers, column="width"))),
@@ -241,6 +243,28 @@ def _target_id(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> s
     return target.id
 
 
+def _clustering(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> Clustering:
+    found = Clustering.open(catalog, str(_options(request)["clustering"]))
+    if not found.has_centroids:
+        raise UserError(f"`clustering` {found.name!r} has no centroids: name one that `tailwise cluster` made")
+    if found.snapshot.number != snapshot.number:
+        raise UserError(
+            f"clustering {found.name!r} was made for snapshot {found.snapshot.number}, and this is for {snapshot.number}: "
+            f"make one with {command_line('cluster', catalog.folder, extends=found.name, name='…')}"
+        )
+    return found
+
+
+def _clustering_id(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> str:
+    return _clustering(catalog, snapshot, request).id
+
+
+def _target_of_clusters_id(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> str:
+    target = Target(str(request.options["target"]))
+    target.check(_clustering(catalog, snapshot, request).centroids.shape[1])
+    return target.id
+
+
 def _file_id(_catalog: Catalog, _snapshot: Snapshot, request: ScoreRequest) -> str:
     path = Path(str(request.options["file"])).expanduser()
     if not path.is_file():
@@ -262,5 +286,7 @@ _INPUTS: dict[str, Callable[[Catalog, Snapshot, ScoreRequest], str | None]] = {
     "captions": _captions_id,
     "column": _column_id,
     "target": _target_id,
+    "clustering": _clustering_id,
+    "target of clusters": _target_of_clusters_id,
     "file": _file_id,
 }

@@ -303,8 +303,9 @@ def _uses(identity: Mapping[str, Any]) -> Iterator[str]:
     columns = [config["column"]] if "embeddings" in labels else []
     columns += [score.get(modality, modality) for modality in MODALITIES if f"{modality} embeddings" in labels]
     yield from (f"{layout.EMBEDDINGS}/{column}" for column in columns)
-    if "captions" in labels and "captions" in score:
-        yield f"{CAPTIONS.folder}/{score['captions']}"
+    for kind, option in ((CAPTIONS, "captions"), (CLUSTERING, "clustering")):
+        if option in labels and option in score:
+            yield f"{kind.folder}/{score[option]}"
 
 
 def _size(folder: Path) -> int:
