@@ -4,6 +4,7 @@ A line of the file is the `result.json` of one run, and the right answers of eac
 Runs of several sessions and machines may be in one file; all rows of a seed should be of one machine.
 usage: study.py add OUTPUT studies/NAME.jsonl         (takes runs that the file lacks)
        study.py missing RECIPE studies/NAME.jsonl     (rows and seeds that the file lacks)
+       study.py rarity CATALOG GROUPING FILE.tsv      (a score for SCS: -ln of the size of the sample's group)
        study.py show studies/NAME.jsonl [--baseline "random dynamic"] [--counts classes.tsv] [--plot FILE.svg]
 """
 
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from tailwise.catalog.catalog import Catalog
+from tailwise.catalog.clusterings import Clustering
 from tailwise.compare.recipe import load_compare_recipe
 from tailwise.compare.statistics import Difference, holm, paired, spread
 from tailwise.compare.summary import figures
@@ -32,13 +35,19 @@ def main() -> None:
     add.add_argument("output", type=Path)
     missing = commands.add_parser("missing")
     missing.add_argument("recipe")
+    rare = commands.add_parser("rarity")
+    rare.add_argument("catalog", type=Path)
+    rare.add_argument("grouping")
     show = commands.add_parser("show")
-    for each in (add, missing, show):
+    for each in (add, missing, rare, show):
         each.add_argument("file", type=Path)
     show.add_argument("--baseline", default="random dynamic")
     show.add_argument("--counts", type=Path, help="classes.tsv of web-lt: adds thirds of the rare classes")
     show.add_argument("--plot", type=Path, help="draws the differences, as .svg or .png")
     asked = parser.parse_args()
+    if asked.command == "rarity":
+        write_rarity(asked.catalog, asked.grouping, asked.file)
+        return
     runs = read(asked.file)
     if asked.command == "add":
         collect(asked.output, asked.file, runs)
@@ -74,6 +83,20 @@ def collect(output: Path, path: Path, runs: list[Run]) -> None:
     lines = [json.dumps(run, sort_keys=True) for run in sorted(runs, key=lambda run: (run["seed"], run["row"]))]
     path.write_text("\n".join(lines) + "\n")
     print(f"{path}: {len(runs)} runs, {len(runs) - len(known)} of them new")
+
+
+def write_rarity(folder: Path, grouping: str, path: Path) -> None:
+    catalog = Catalog.open(folder)
+    groups = Clustering.open(catalog, grouping)
+    labels = [np.asarray(part) for part in groups.parts("label")]
+    sizes = np.bincount(np.concatenate(labels) + 1)  # samples without a group are one
+    with path.open("w") as stream:
+        stream.write("uid\trarity\n")
+        for part, label in zip(catalog.parts(), labels, strict=True):
+            for uid, score in zip(
+                catalog.samples(part, ["uid"])["uid"].to_pylist(), -np.log(sizes[label + 1]), strict=True
+            ):
+                stream.write(f"{uid.hex()}\t{score:.9g}\n")
 
 
 NAMES = {"eval-rare": "rare", "eval-heads": "heads", "mean over sets": "overall", "top1": "top-1"}

@@ -13,6 +13,7 @@ from tailwise.compare.gate import open_truth, treatment
 from tailwise.compare.recipe import Truth, load_compare_recipe
 from tailwise.compare.statistics import rank_correlation
 from tailwise.errors import UserError
+from tailwise.loader.order import Order, OrderOptions
 from tailwise.requests import ClusterRequest, PlanRequest
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.planning.plan import make_plan
@@ -34,6 +35,10 @@ def clustered(small_catalog):
     return small_catalog
 
 
+def treated(plan, samples_seen, labels, **options):
+    return treatment(Order(plan, OrderOptions(10, lanes=1, **options)), samples_seen, labels)
+
+
 @pytest.mark.parametrize(
     "request_",
     [
@@ -49,13 +54,13 @@ def clustered(small_catalog):
 def test_views_are_those_of_the_draws(clustered, request_, epochs):
     plan = make_plan(clustered, "p", request_)
     views = sum(plan.draw(epoch).astype(int) for epoch in range(epochs))
-    found = treatment(plan, int(views.sum()), None)
+    found = treated(plan, int(views.sum()), None)
     assert (found.mean, found.sd) == (pytest.approx(views.mean()), pytest.approx(views.std()))
     assert found.never_seen == pytest.approx((views == 0).mean())
     assert (found.epochs, found.drawn) == (epochs, pytest.approx(views.sum() / epochs / 600))
     assert (found.rates, found.ratio, found.typicality) == ({}, None, None)
     # Half of one more epoch: between this and the next.
-    half, after = treatment(plan, int(views.sum() * (1 + 0.5 / epochs)), None), views + plan.draw(epochs)
+    half, after = treated(plan, int(views.sum() * (1 + 0.5 / epochs)), None), views + plan.draw(epochs)
     assert half.never_seen == pytest.approx((np.mean(views == 0) + np.mean(after == 0)) / 2)
 
 
@@ -72,9 +77,26 @@ def test_views_of_a_random_draw_are_expected_values(clustered, dynamic, method):
     for _ in range(400):
         draws = np.floor(rates) + (generator.random((3, 600)) < rates % 1)
         views.append(draws.sum(axis=0) if dynamic else 3 * draws[0])
-    found = treatment(plan, 3 * 720, None)
+    found = treated(plan, 3 * 720, None)
     assert found.never_seen == pytest.approx(np.mean(np.array(views) == 0), abs=0.01)
     assert found.sd == pytest.approx(np.sqrt((np.array(views) ** 2).mean() - 3.6**2), rel=0.02)
+
+
+def test_of_picked_batches_the_samples_that_are_trained_on_count(clustered, truth, small_groups):
+    plan = make_plan(clustered, "p", PlanRequest("proportional", keep=1.0))
+    order = Order(plan, OrderOptions(10, lanes=1, compose="diverse"))
+    rows = np.concatenate([order.batch(number).rows for number in range(30)])
+    views = np.bincount(rows, minlength=600)
+    with open_truth(clustered, Truth(str(truth), by="source")) as labels:
+        found = treated(plan, 300, labels, compose="diverse")
+        assert treated(plan, 300, labels).rates == {"rare": 1, "bulk": 1}
+    assert (found.drawn, found.epochs, found.mean) == (0.2, 2.5, 0.5)
+    assert found.sd == pytest.approx(views.std())
+    assert found.never_seen == pytest.approx((views == 0).mean())
+    assert found.rates == pytest.approx(
+        {name: views[mask].mean() / 2.5 for name, mask in (("rare", small_groups >= 2), ("bulk", small_groups < 2))}
+    )
+    assert found.rates["rare"] != pytest.approx(found.rates["bulk"], abs=0.01)
 
 
 def test_rates_by_thirds_of_the_classes_and_by_source(clustered, truth, small_groups, tmp_path):
@@ -89,7 +111,7 @@ def test_rates_by_thirds_of_the_classes_and_by_source(clustered, truth, small_gr
     )
     thirds = np.array(["head", "medium", "few"])[small_groups // 4]  # groups are numbered by falling size
     with open_truth(clustered, Truth(str(truth))) as labels:
-        found = treatment(plan, 1000, labels)
+        found = treated(plan, 1000, labels)
     assert found.rates == pytest.approx(
         {name: rates[kept & (thirds == name)].mean() for name in ("head", "medium", "few")}
     )
@@ -101,7 +123,7 @@ def test_rates_by_thirds_of_the_classes_and_by_source(clustered, truth, small_gr
         wanted += [0.0 if constant else spearmanr(rates[inside], similarity[inside])[0]] * inside.sum()
     assert found.typicality == pytest.approx(np.mean(wanted), abs=1e-9)
     with open_truth(clustered, Truth(str(truth), by="source")) as labels:
-        found = treatment(plan, 1000, labels)
+        found = treated(plan, 1000, labels)
     assert [*found.rates] == ["rare", "bulk"]  # of 310 and 290 samples, two of them removed
     assert found.rates["bulk"] == pytest.approx(rates[kept & (small_groups < 2)].mean())
 
@@ -113,7 +135,7 @@ def test_classes_of_equal_size_are_in_thirds_by_their_index(clustered, tmp_path)
     plan = make_plan(clustered, "p", PlanRequest("dynamics", keep=0.3))
     rates = plan.rate(slice(0, 600)).reshape(150, 4).mean(axis=0)  # of classes 8, 9, 10, 11
     with open_truth(clustered, Truth(str(path))) as labels:
-        found = treatment(plan, 1000, labels).rates
+        found = treated(plan, 1000, labels).rates
     assert found == pytest.approx({"head": rates[:2].mean(), "medium": rates[2], "few": rates[3]})
 
 
@@ -124,7 +146,7 @@ def test_fewer_than_three_classes_have_fewer_groups(clustered, tmp_path, classes
     plan = make_plan(clustered, "p", PlanRequest("dynamics", keep=0.3))
     rates = plan.rate(slice(0, 600)).reshape(-1, classes).mean(axis=0)
     with open_truth(clustered, Truth(str(path))) as labels:
-        found = treatment(plan, 1000, labels)
+        found = treated(plan, 1000, labels)
     assert found.rates == pytest.approx(dict(zip(names, rates, strict=True)))
     assert found.ratio == (None if classes == 1 else pytest.approx(rates[1] / rates[0]))
 
@@ -145,9 +167,9 @@ def test_rank_correlations_of_groups():
 def test_classes_are_ranked_in_batches_alike(clustered, truth, monkeypatch):
     plan = make_plan(clustered, "p", PlanRequest("dynamics", keep=0.3))
     with open_truth(clustered, Truth(str(truth))) as labels:
-        whole = treatment(plan, 1000, labels)
+        whole = treated(plan, 1000, labels)
         monkeypatch.setattr("tailwise.compare.gate.BATCH_SAMPLES", 50)
-        assert treatment(plan, 1000, labels).typicality == pytest.approx(whole.typicality, abs=1e-12)
+        assert treated(plan, 1000, labels).typicality == pytest.approx(whole.typicality, abs=1e-12)
 
 
 def test_a_truth_of_another_pool_is_refused(clustered, tmp_path):

@@ -90,7 +90,11 @@ def test_runs_go_seed_by_seed_and_plans_are_named_by_what_they_are(make_recipe, 
     assert all(name.startswith("compare-random-") for name in names)
 
 
-TRUTHS = {"web-lt", "fashion-lt"}  # recipes that name a file of true classes
+TRUTHS = {  # recipes that name a file of true classes, and their first rows
+    "web-lt": ["random dynamic", "dynamics", "flat"],
+    "fashion-lt": ["random dynamic", "dynamics", "flat"],
+    "web-lt-rules": ["random dynamic", "scs on rarity", "cabs-dm"],
+}
 
 
 @pytest.mark.parametrize("name", [path.stem for path in FOLDER.glob("*.yaml")])
@@ -101,7 +105,7 @@ def test_our_recipes_are_whole_and_name_real_options(name, tmp_path):
     if name == "demo":
         assert rows == ["random", "planned"]
     elif name in TRUTHS:
-        assert rows[:3] == ["random dynamic", "dynamics", "flat"]
+        assert rows[:3] == TRUTHS[name]
     else:
         assert rows[:5] == ["random static", "random dynamic", "flat", "dbp after dedup", "dynamics"]
         assert rows[-1] == "full data"
@@ -114,3 +118,8 @@ def test_the_demos_recipe_names_the_command_that_makes_its_catalog(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     found = CliRunner().invoke(app, ["compare", "demo"])
     assert str(found.exception) == "recipe 'demo' needs the catalog demo/catalog: make it with `tailwise demo`"
+
+
+def test_help_names_all_recipes():
+    text = CliRunner().invoke(app, ["compare", "--help"], env={"COLUMNS": "200"}).output
+    assert f"a name: {', '.join(sorted(path.stem for path in FOLDER.glob('*.yaml')))}." in text

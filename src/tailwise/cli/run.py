@@ -108,7 +108,12 @@ def run(
 
 @app.command()
 def compare(
-    recipe: Annotated[str, Argument(metavar="RECIPE", help="A .yaml file, or a name: demo, tinyimagenet-lt.")],
+    recipe: Annotated[
+        str,
+        Argument(
+            metavar="RECIPE", help="A .yaml file, or a name: demo, fashion-lt, tinyimagenet-lt, web-lt, web-lt-rules."
+        ),
+    ],
     settings: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="Change a KEY, with dots.")] = None,
     output: Annotated[Path | None, Option(help="Folder for all that comes of it.  [default: compare-NAME]")] = None,
     only: Annotated[list[str] | None, Option(metavar="ROW", help="Run these rows only.")] = None,

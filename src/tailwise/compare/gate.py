@@ -22,6 +22,7 @@ from tailwise.compare.recipe import Truth
 from tailwise.compare.statistics import rank_correlation
 from tailwise.errors import MAX_REJECTED, UserError
 from tailwise.evaluate.metrics import thirds
+from tailwise.loader.order import Order
 from tailwise.plan.explain import first_epoch
 from tailwise.plan.plan import Plan
 from tailwise.plan.quotas import UNITS
@@ -30,6 +31,7 @@ from tailwise.steps.importing.join import Batch, join_values, read_columns
 LEAST_RATIO = 2.0  # of mean rates, tail to head: rows below it hardly differ in what they train on
 BATCH_SAMPLES = 1 << 22  # samples that are ranked at once, or those of the largest class
 Integers = npt.NDArray[np.int64]
+RateOf = Callable[[slice], npt.NDArray[np.float64]]  # rates of rows
 
 
 class Labels:
@@ -125,23 +127,41 @@ class Treatment:
     typicality: float | None
 
 
-def treatment(plan: Plan, samples_seen: int, labels: Labels | None) -> Treatment:
-    """Return what a training that sees `samples_seen` samples of a plan does.
+def treatment(order: Order, samples_seen: int, labels: Labels | None) -> Treatment:
+    """Return what a training that sees `samples_seen` samples of an order does.
 
     Stream and ranked draws are exact, except for an incomplete last epoch, and Bernoulli draws: those are expected values.
+    Where batches are picked from super-batches, the samples that an epoch trains on are counted; that takes 4 bytes a row of the pool.
     """
-    drawn = first_epoch(plan).total
-    whole, rest = divmod(samples_seen, drawn)
-    part, epochs = rest / drawn, samples_seen / drawn
-    before, after = _moments(plan, int(whole)), _moments(plan, int(whole) + 1)
-    squares, seen = ((1 - part) * first + part * then for first, then in zip(before, after, strict=True))
+    plan = order.plan
+    drawn = first_epoch(plan).total / (order.taken // order.options.batch_size)
+    epochs = samples_seen / drawn
+    if order.picks:
+        views = _views(order, samples_seen)
+        squares, seen = float((views.astype(np.int64) ** 2).sum()), float(np.count_nonzero(views))
+    else:
+        views, part = None, epochs % 1
+        before, after = _moments(plan, int(epochs)), _moments(plan, int(epochs) + 1)
+        squares, seen = ((1 - part) * first + part * then for first, then in zip(before, after, strict=True))
+
+    def rate(rows: slice) -> npt.NDArray[np.float64]:
+        return _rate(plan, rows, math.ceil(epochs)) if views is None else views[rows] / epochs
+
     mean = samples_seen / plan.pool
     sd = math.sqrt(max(squares / plan.pool - mean**2, 0.0))
-    rates = {} if labels is None else _mean_rates(plan, labels, math.ceil(epochs))
+    rates = {} if labels is None else _mean_rates(plan, labels, rate)
     values = [*rates.values()]
     ratio = values[-1] / values[0] if len(values) > 1 and values[0] else None
-    typicality = None if labels is None else _typicality(plan, labels)
+    typicality = None if labels is None else _typicality(plan, labels, rate)
     return Treatment(drawn / plan.pool, epochs, mean, sd, 1 - seen / plan.pool, rates, ratio, typicality)
+
+
+def _views(order: Order, samples_seen: int) -> npt.NDArray[np.int32]:
+    """Return how often a training sees each row: int32 [rows]."""
+    views = np.zeros(order.plan.rows, np.int32)
+    for number in range(samples_seen // order.options.batch_size):
+        np.add.at(views, order.batch(number).rows, 1)
+    return views
 
 
 def _moments(plan: Plan, epochs: int) -> tuple[float, float]:
@@ -178,11 +198,11 @@ def _rate(plan: Plan, rows: slice, epochs: int) -> npt.NDArray[np.float64]:
     return sum((plan.rate(rows, epoch) for epoch in range(epochs)), np.zeros(1)) / epochs
 
 
-def _mean_rates(plan: Plan, labels: Labels, epochs: int) -> dict[str, float]:
+def _mean_rates(plan: Plan, labels: Labels, rate: RateOf) -> dict[str, float]:
     """Return the mean rate of each group; its sum is exact."""
     sums = np.zeros(len(labels.names), np.int64)
     for rows in plan.spans():
-        groups, rates = labels.groups(rows), _rate(plan, rows, epochs)
+        groups, rates = labels.groups(rows), rate(rows)
         np.add.at(sums, groups[groups >= 0], np.rint(rates[groups >= 0] * UNITS).astype(np.int64))
     means = sums / UNITS / np.maximum(labels.sizes, 1)
     return dict(zip(labels.names, means.tolist(), strict=True))
@@ -198,8 +218,8 @@ def _centroids_of(plan: Plan) -> Clustering | None:
     return next((item for item in found if item and item.has_centroids and item.snapshot.id == plan.snapshot.id), None)
 
 
-def _typicality(plan: Plan, labels: Labels) -> float | None:
-    """Return `Treatment.typicality`; of samples with a class and a cluster. Rates of an annealed plan are those of epoch 0."""
+def _typicality(plan: Plan, labels: Labels, rate: RateOf) -> float | None:
+    """Return `Treatment.typicality`; of samples with a class and a cluster."""
     clustering = _centroids_of(plan)
     if clustering is None:
         return None
@@ -210,7 +230,7 @@ def _typicality(plan: Plan, labels: Labels) -> float | None:
         for part in plan.catalog.parts(plan.snapshot):
             classes = labels.classes(part.span)
             inside = (classes >= 0) & (clustering.labels.read(part) >= 0) & (batch_of[classes] == batch)
-            figures = classes, plan.rate(part.span), clustering.similarities.read(part)
+            figures = classes, rate(part.span), clustering.similarities.read(part)
             found.append([each[inside] for each in figures])
         correlations, sizes = rank_correlation(*map(np.concatenate, zip(*found, strict=True)))
         total, weight = total + float((correlations * sizes).sum()), weight + int(sizes.sum())

@@ -221,7 +221,8 @@ class Study:
                 about = {"row": run.row.name, "compose": run.row.compose, "samples_seen": samples}
                 about |= {"cost": samples / self.recipe.training(base).samples_seen}
                 about |= {"plan": {"exposures": asdict(exposures(plan, samples))}}
-                rows.append({**about, **asdict(treatment(plan, samples, labels))})
+                order = order_of(plan, self.recipe.training(run.row), run.row.compose, seed)
+                rows.append({**about, **asdict(treatment(order, samples, labels))})
         ratios = [row["ratio"] for row in rows]
         most = None if None in ratios else max(ratios)
         figures = {"seed": seed, "rows": rows, "most_ratio": most, "notes": treatment_notes(rows, base.name)}

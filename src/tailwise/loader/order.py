@@ -149,19 +149,20 @@ class Order:
         return [] if self._concepts is None else [self._concepts.id]
 
     @property
-    def _picks(self) -> bool:
+    def picks(self) -> bool:
+        """Whether batches are picked from super-batches, the rest of which no batch holds."""
         return self.options.composition in PICKS
 
     @property
     def taken(self) -> int:
         """Samples of the base order that one global batch uses."""
-        return self.options.batch_size * (SUPER_BATCH if self._picks else 1)
+        return self.options.batch_size * (SUPER_BATCH if self.picks else 1)
 
     @property
     def window(self) -> int:
         """Samples of the base order in which no row comes twice."""
         steps = self.options.accumulation
-        return self.taken * (steps + 1 if self._picks else steps)  # picks may move by a batch
+        return self.taken * (steps + 1 if self.picks else steps)  # picks may move by a batch
 
     @property
     def per_lane(self) -> int:
@@ -202,7 +203,7 @@ class Order:
         if self._is_plain(span):
             return self._spans.get((span, part, parts), lambda: self._base(span, part, parts)).take(within)
         whole = self._settled(span).take(within)
-        return (self._pick(number, whole) if self._picks else whole).take(mine)
+        return (self._pick(number, whole) if self.picks else whole).take(mine)
 
     def repeats(self, number: int) -> int:
         """Return the number of repeated samples in the step of a global batch, up to this batch; 0 at once if rows do not crowd."""
