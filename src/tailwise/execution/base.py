@@ -13,9 +13,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from tailwise.catalog.catalog import Part
 from tailwise.storage.store_path import looked_up
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from tailwise.catalog.columns import PartColumn
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -99,6 +105,33 @@ class Apply(Task[Item, Result]):
     def run(self, item: Item, worker: Worker) -> Result:  # noqa: ARG002
         """Return the function of an item."""
         return self.function(item)
+
+
+@dataclass(frozen=True, eq=False)
+class WithWorker(Task[Item, Result]):
+    """A function of an item and its worker as a task."""
+
+    function: Callable[[Item, Worker], Result]  # see `Apply`
+
+    def run(self, item: Item, worker: Worker) -> Result:
+        """Return the function of an item."""
+        return self.function(item, worker)
+
+
+@dataclass(frozen=True, eq=False)
+class Fill(Task[Part, None]):
+    """Write a column: of each part, the values that a function returns."""
+
+    column: PartColumn
+    values: Callable[[Part, Worker], npt.NDArray[Any]]  # see `Apply`
+
+    def files(self, item: Part) -> Sequence[Path]:
+        """Return the file of a part."""
+        return (self.column.path(item),)
+
+    def run(self, item: Part, worker: Worker) -> None:
+        """Write the values of a part."""
+        self.column.write(item, self.values(item, worker))
 
 
 @dataclass(frozen=True)

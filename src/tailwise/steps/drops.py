@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -18,22 +19,14 @@ from tailwise.catalog.columns import PlainColumn
 from tailwise.catalog.drops import DROPPED_SCHEMA, read_drops
 from tailwise.catalog.files import ROW_GROUP_ROWS, writing
 from tailwise.context import Context
-from tailwise.execution.base import KERNEL, Task, Worker
+from tailwise.execution.base import KERNEL, Fill, Worker
 
 
-@dataclass(frozen=True)
-class _Mark(Task[Part, None]):
-    """Write which rows of a part the table drops."""
-
-    mask: PlainColumn
-
-    def files(self, item: Part) -> Sequence[Path]:
-        return (self.mask.path(item),)
-
-    def run(self, item: Part, worker: Worker) -> None:  # noqa: ARG002
-        mask = np.zeros(item.rows, np.bool_)
-        mask[read_drops(self.mask.folder, item.span, ["row"]).column(0).to_numpy() - item.first_row] = True
-        self.mask.write(item, mask)
+def _mask(folder: Path, part: Part, worker: Worker) -> npt.NDArray[np.bool_]:  # noqa: ARG001
+    """Return which rows of a part the table drops."""
+    mask = np.zeros(part.rows, np.bool_)
+    mask[read_drops(folder, part.span, ["row"]).column(0).to_numpy() - part.first_row] = True
+    return mask
 
 
 def drop_table(columns: Mapping[str, Any], schema: pa.Schema = DROPPED_SCHEMA) -> pa.Table:
@@ -71,6 +64,6 @@ def write_drops(
         for table in tables:
             writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
             total += table.num_rows
-    mark = _Mark(PlainColumn(artifact.folder, layout.DROPPED))
+    mark = Fill(PlainColumn(artifact.folder, layout.DROPPED), partial(_mask, artifact.folder))
     (context or Context()).run(mark, parts, "marking drops", KERNEL)
     return total

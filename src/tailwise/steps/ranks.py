@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tailwise.catalog.catalog import Part
 from tailwise.catalog.columns import PartColumn, RowsByPart
 from tailwise.catalog.layout import SPILL
 from tailwise.context import Context
-from tailwise.execution.base import KERNEL, Task, Worker
+from tailwise.execution.base import KERNEL, Apply, Fill, Task, Worker
 from tailwise.execution.shuffle import BUCKET_ROWS, Records, Shuffle, cluster_buckets
 from tailwise.kernels.ranks import appearance_ranks, rank_dtype, value_ranks
 from tailwise.storage.local import scratch
@@ -39,16 +40,10 @@ class Rank(Task[tuple[Part, npt.NDArray[np.int64]], None]):
         self.ranks.write(part, appearance_ranks(np.asarray(self.groups.read(part)), before.copy()))
 
 
-@dataclass(frozen=True)
-class _Count(Task[Part, npt.NDArray[np.int64]]):
+def _count(groups: PartColumn, count: int, part: Part) -> npt.NDArray[np.int64]:
     """Count the members of each group: int64 [K]."""
-
-    groups: PartColumn
-    count: int
-
-    def run(self, item: Part, worker: Worker) -> npt.NDArray[np.int64]:  # noqa: ARG002
-        groups = self.groups.read(item)
-        return np.bincount(groups[groups >= 0], minlength=self.count)
+    of_rows = groups.read(part)
+    return np.bincount(of_rows[of_rows >= 0], minlength=count)
 
 
 def write_appearance_ranks(
@@ -67,7 +62,7 @@ def write_appearance_ranks(
     task = Rank(groups, ranks)
 
     def items() -> Iterator[tuple[Part, npt.NDArray[np.int64]]]:
-        sizes = context.executor.map(_Count(groups, count), parts, KERNEL)
+        sizes = context.executor.map(Apply(partial(_count, groups, count)), parts, KERNEL)
         for part, size in zip(context.progress(parts, "ranks of rows", len(parts)), sizes, strict=True):
             if not task.is_done((part, seen)):
                 yield part, seen.copy()
@@ -84,55 +79,33 @@ class _ByValue:
     groups: PartColumn  # int32; negative for rows of no group
     values: PartColumn  # float32
     sign: int  # −1 to rank the greatest value first, else 1
-    ranks: PartColumn  # to write, of the type of by_part
     parts: Sequence[Part]
     buckets: npt.NDArray[np.int64]  # int64 [K], bucket of each group
     bucket_rows: int  # rows ranked at a time
     by_bucket: Shuffle  # values, _VALUE, one file a part
     by_part: Shuffle  # ranks, see `_rank_records`, one file a bucket
 
-
-@dataclass(frozen=True, eq=False)
-class _Spill(Task[Part, None]):
-    """Write the values of a part by bucket."""
-
-    of: _ByValue
-
-    def run(self, item: Part, worker: Worker) -> None:  # noqa: ARG002
-        groups, values = self.of.groups.read(item), self.of.values.read(item)
+    def spill(self, part: Part) -> None:
+        """Write the values of a part by bucket."""
+        groups, values = self.groups.read(part), self.values.read(part)
         members = np.flatnonzero(groups >= 0)
         records = np.empty(len(members), _VALUE)
-        records["row"], records["group"] = item.first_row + members, groups[members]
-        records["value"] = np.float32(self.of.sign) * values[members]
-        self.of.by_bucket.write(item.name, [(self.of.buckets[records["group"]], records)])
+        records["row"], records["group"] = part.first_row + members, groups[members]
+        records["value"] = np.float32(self.sign) * values[members]
+        self.by_bucket.write(part.name, [(self.buckets[records["group"]], records)])
 
+    def rank(self, bucket: int) -> None:
+        """Write the ranks of a bucket by part."""
+        rows, names = RowsByPart(self.parts), [part.name for part in self.parts]
+        ranked = _ranked(self.by_bucket, names, bucket, self.bucket_rows, self.by_part.dtype)
+        self.by_part.write(str(bucket), ((rows.numbers_of(found["row"]), found) for found in ranked))
 
-@dataclass(frozen=True, eq=False)
-class _RankBucket(Task[int, None]):
-    """Write the ranks of a bucket by part. Item: the number of the bucket."""
-
-    of: _ByValue
-
-    def run(self, item: int, worker: Worker) -> None:  # noqa: ARG002
-        rows, names = RowsByPart(self.of.parts), [part.name for part in self.of.parts]
-        ranked = _ranked(self.of.by_bucket, names, item, self.of.bucket_rows, self.of.by_part.dtype)
-        self.of.by_part.write(str(item), ((rows.numbers_of(found["row"]), found) for found in ranked))
-
-
-@dataclass(frozen=True, eq=False)
-class _Collect(Task[Part, None]):
-    """Write the ranks of a part."""
-
-    of: _ByValue
-
-    def files(self, item: Part) -> Sequence[Path]:
-        return (self.of.ranks.path(item),)
-
-    def run(self, item: Part, worker: Worker) -> None:  # noqa: ARG002
-        ranks = np.zeros(item.rows, self.of.by_part.dtype["rank"])
-        found = self.of.by_part.read([*map(str, range(self.of.by_bucket.buckets))], item.number)
-        ranks[found["row"] - item.first_row] = found["rank"]
-        self.of.ranks.write(item, ranks)
+    def collect(self, part: Part, worker: Worker) -> npt.NDArray[Any]:  # noqa: ARG002
+        """Return the ranks of a part."""
+        ranks = np.zeros(part.rows, self.by_part.dtype["rank"])
+        found = self.by_part.read([*map(str, range(self.by_bucket.buckets))], part.number)
+        ranks[found["row"] - part.first_row] = found["rank"]
+        return ranks
 
 
 def write_value_ranks(
@@ -167,10 +140,10 @@ def write_value_ranks(
         buckets = cluster_buckets(sizes, bucket_rows)
         by_bucket = Shuffle(folder / "values", _VALUE, int(buckets.max(initial=0)) + 1)
         by_part = Shuffle(folder / "ranks", _rank_records(int(sizes.max(initial=0))), len(parts))
-        work = _ByValue(groups, values, sign, ranks, parts, buckets, bucket_rows, by_bucket, by_part)
-        context.run(_Spill(work), parts, "ranking samples: regrouping", KERNEL)
-        context.run(_RankBucket(work), range(work.by_bucket.buckets), "ranking samples", KERNEL)
-        context.run(_Collect(work), parts, "ranks of rows", KERNEL)
+        work = _ByValue(groups, values, sign, parts, buckets, bucket_rows, by_bucket, by_part)
+        context.run(Apply(work.spill), parts, "ranking samples: regrouping", KERNEL)
+        context.run(Apply(work.rank), range(work.by_bucket.buckets), "ranking samples", KERNEL)
+        context.run(Fill(ranks, work.collect), parts, "ranks of rows", KERNEL)
 
 
 def _rank_records(members: int) -> np.dtype[Any]:

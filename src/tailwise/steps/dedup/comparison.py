@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from tailwise.catalog.drops import DropList, Survivors
 from tailwise.catalog.embeddings import check_column, column_dimension, embedding_inputs, present
 from tailwise.context import Context
 from tailwise.errors import UserError
-from tailwise.execution.base import KERNEL, Task, Worker
+from tailwise.execution.base import KERNEL, Fill, WithWorker, Worker
 from tailwise.kernels.assign import Assigner
 from tailwise.kernels.grid import row_chunks
 from tailwise.kernels.keyed import hash_range, stream_key
@@ -186,7 +186,7 @@ class Comparison:
     def find_places(self) -> None:
         """Find the clusters of all rows beside their own ones; they are kept with the comparison."""
         if self.probe > 1:
-            task = _NextClusters(self.address, self._next_clusters)
+            task = Fill(self._next_clusters, self.address.next_clusters)
             self.context.run(task, self.parts, "finding the next nearest clusters", KERNEL)
 
     def find_next(self, part: Part) -> npt.NDArray[np.int32]:
@@ -233,7 +233,7 @@ class Comparison:
         return self.sizes if self.probe == 1 else self._count(own=False)
 
     def _count(self, own: bool) -> npt.NDArray[np.int64]:
-        task = _Sizes(self.address, self._clusters.table.num_rows, own)
+        task = WithWorker(partial(self.address.sizes, self._clusters.table.num_rows, own))
         return self.context.executor.reduce(task, self.parts, np.add, KERNEL)
 
     @property
@@ -260,36 +260,21 @@ class Address:
         make = lambda: Comparison(Catalog.open(self.catalog), self.request, Context(), self.snapshot)  # noqa: E731
         return self.opened or worker.cached(repr((self.catalog, self.request, self.snapshot)), make)
 
+    def sizes(self, clusters: int, own: bool, part: Part, worker: Worker) -> npt.NDArray[np.int64]:
+        """Count a part's members of each cluster that take part, new and old: int64 [clusters, 2].
 
-@dataclass(frozen=True)
-class _Sizes(Task[Part, npt.NDArray[np.int64]]):
-    """Count the members of each cluster that take part, new and old: int64 [clusters, 2]."""
-
-    compared: Address
-    clusters: int
-    own: bool  # a row counts in its own cluster alone
-
-    def run(self, item: Part, worker: Worker) -> npt.NDArray[np.int64]:
-        compared = self.compared.open(worker)
-        places = compared.labels(item)[:, None] if self.own else compared.places(item)
-        new = compared.ages(item) == NEW
+        `own`: a row counts in its own cluster alone.
+        """
+        compared = self.open(worker)
+        places = compared.labels(part)[:, None] if own else compared.places(part)
+        new = compared.ages(part) == NEW
         columns = (places[chosen].ravel() for chosen in (new, ~new))
-        counts = [np.bincount(column[column >= 0], minlength=self.clusters) for column in columns]
+        counts = [np.bincount(column[column >= 0], minlength=clusters) for column in columns]
         return np.stack(counts, axis=1)
 
-
-@dataclass(frozen=True, eq=False)
-class _NextClusters(Task[Part, None]):
-    """Find the next nearest clusters of the rows of a part."""
-
-    compared: Address
-    column: PlainColumn  # int32 [N, probe − 1], to write
-
-    def files(self, item: Part) -> Sequence[Path]:
-        return (self.column.path(item),)
-
-    def run(self, item: Part, worker: Worker) -> None:
-        self.column.write(item, self.compared.open(worker).find_next(item))
+    def next_clusters(self, part: Part, worker: Worker) -> npt.NDArray[np.int32]:
+        """Return the next nearest clusters of the rows of a part; see `Comparison.find_next`."""
+        return self.open(worker).find_next(part)
 
 
 def _nearest(comparison: Comparison, part: Part) -> Values:

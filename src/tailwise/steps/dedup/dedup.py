@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from tailwise.catalog.drops import DROPPED_SCHEMA, DropList
 from tailwise.context import Context
 from tailwise.devices import find_device
 from tailwise.errors import UserError
-from tailwise.execution.base import KERNEL, Task, Worker
+from tailwise.execution.base import KERNEL, Fill, WithWorker, Worker
 from tailwise.kernels.duplicates import duplicate_threshold, first_status, look_back
 from tailwise.kernels.nearest import DROPPED, KEPT, OPEN
 from tailwise.requests import DedupRequest, bytes_of
@@ -108,7 +108,7 @@ def _drop_near(catalog: Catalog, request: DedupRequest, context: Context) -> Non
 
             def dropped(epsilon: float) -> int:
                 trial = work / f"trial-{epsilon}"
-                count = _CountDropped(decide(epsilon, trial))
+                count = WithWorker(decide(epsilon, trial).count)
                 found = context.executor.reduce(count, compared.parts, operator.add, KERNEL)
                 remove_folder(trial)
                 return found
@@ -170,6 +170,24 @@ class _Decisions:
             ages == NEW, first_status(neighbours.similarity[part.span], self.threshold, judged, certain), ages
         )
 
+    def clusters(self, number: int, fate: np.uint8, count: int, part: Part, worker: Worker) -> npt.NDArray[np.bool_]:
+        """Return which clusters, of K = `count`, a part's rows of some fate before a round take part in: bool [K]."""
+        places = self.open(worker)[0].places(part)[self.fate(number).read(part) == fate]
+        found = np.zeros(count, np.bool_)
+        found[places[places >= 0]] = True
+        return found
+
+    def settled(self, number: int, found: Buckets, part: Part, worker: Worker) -> npt.NDArray[np.uint8]:  # noqa: ARG002
+        """Return the fates of a part's rows after a round, which found these buckets."""
+        fates = np.array(self.fate(number).read(part))
+        results = found.results_of(part)
+        at, dropped, waits = results["row"] - part.first_row, results["other"] >= 0, results["waits"]
+        fates[at] = KEPT
+        fates[at[waits]] = OPEN
+        gone = at[dropped]
+        fates[gone] = np.where(fates[gone] == OPEN, UNSURE, LATE)
+        return fates
+
     def of(self, part: Part, worker: Worker) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         """Return the sample that each row of a part duplicates, int64 [n], −1 where it stays; and the similarity to it, float64 [n]."""
         compared, neighbours = self.open(worker)
@@ -186,6 +204,15 @@ class _Decisions:
         row[copies[gone]], similarity[copies[gone]] = others[gone], found[gone]
         return row, similarity
 
+    def count(self, part: Part, worker: Worker) -> int:
+        """Return how many rows of a part are dropped."""
+        return int((self.of(part, worker)[0] >= 0).sum())
+
+    def tables(self, part: Part, worker: Worker) -> tuple[pa.Table, pa.Table]:
+        """Return the rows of a part that are dropped: those of the extended list, and new ones, DROPPED_SCHEMA each."""
+        compared, _ = self.open(worker)
+        return _old_table(compared, part), _new_table(compared, part, *self.of(part, worker))
+
     def _decided(
         self, rows: npt.NDArray[np.int64], worker: Worker
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
@@ -200,36 +227,6 @@ class _Decisions:
             at = np.searchsorted(results["row"], rows[late[places]])
             others[late[places]], similarity[late[places]] = results["other"][at], results["similarity"][at]
         return others, similarity
-
-
-@dataclass(frozen=True, eq=False)
-class _First(Task[Part, None]):
-    """Write the fates of a part's rows that the neighbours alone decide."""
-
-    decisions: _Decisions
-
-    def files(self, item: Part) -> Sequence[Path]:
-        return (self.decisions.fate(0).path(item),)
-
-    def run(self, item: Part, worker: Worker) -> None:
-        self.decisions.fate(0).write(item, self.decisions.first(item, worker))
-
-
-@dataclass(frozen=True, eq=False)
-class _Places(Task[Part, npt.NDArray[np.bool_]]):
-    """Find the clusters that rows of some fate take part in: bool [K]."""
-
-    decisions: _Decisions
-    number: int
-    fate: np.uint8
-    clusters: int
-
-    def run(self, item: Part, worker: Worker) -> npt.NDArray[np.bool_]:
-        compared, _ = self.decisions.open(worker)
-        places = compared.places(item)[self.decisions.fate(self.number).read(item) == self.fate]
-        found = np.zeros(self.clusters, np.bool_)
-        found[places[places >= 0]] = True
-        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,28 +251,6 @@ class _LookBack(Judge):
         return result
 
 
-@dataclass(frozen=True, eq=False)
-class _Settle(Task[Part, None]):
-    """Write the fates of a part's rows after a round."""
-
-    decisions: _Decisions
-    number: int
-    found: Buckets
-
-    def files(self, item: Part) -> Sequence[Path]:
-        return (self.decisions.fate(self.number + 1).path(item),)
-
-    def run(self, item: Part, worker: Worker) -> None:  # noqa: ARG002
-        fates = np.array(self.decisions.fate(self.number).read(item))
-        results = self.found.results_of(item)
-        at, dropped, waits = results["row"] - item.first_row, results["other"] >= 0, results["waits"]
-        fates[at] = KEPT
-        fates[at[waits]] = OPEN
-        gone = at[dropped]
-        fates[gone] = np.where(fates[gone] == OPEN, UNSURE, LATE)
-        self.decisions.fate(self.number + 1).write(item, fates)
-
-
 def _decide_greedily(compared: Comparison, decisions: _Decisions, max_memory_bytes: int) -> _Decisions:
     """Decide the rows that are open, in rounds.
 
@@ -284,18 +259,19 @@ def _decide_greedily(compared: Comparison, decisions: _Decisions, max_memory_byt
     nearly all are. In the end the most similar kept sample is found for those that went while another was open.
     """
     context, clusters = compared.context, len(compared.sizes)
-    context.run(_First(decisions), compared.parts, "deciding by the most similar", KERNEL)
+    context.run(Fill(decisions.fate(0), decisions.first), compared.parts, "deciding by the most similar", KERNEL)
 
     def look(number: int, fate: np.uint8, description: str) -> Buckets | None:
-        places = _Places(decisions, number, fate, clusters)
-        wanted = context.executor.reduce(places, compared.parts, np.logical_or, KERNEL)
+        places = partial(decisions.clusters, number, fate, clusters)
+        wanted = context.executor.reduce(WithWorker(places), compared.parts, np.logical_or, KERNEL)
         folder = decisions.folder / f"{fate}-{number}"
         judge = partial(_LookBack, decisions=decisions, number=number, fate=fate)
         return regroup(compared, folder, wanted, judge, max_memory_bytes, description) if wanted.any() else None
 
     found, number = list[Buckets](), 0
     while (buckets := look(number, OPEN, f"deciding what is in doubt, round {number + 1}")) is not None:
-        context.run(_Settle(decisions, number, buckets), compared.parts, "settling", KERNEL)
+        settle = Fill(decisions.fate(number + 1), partial(decisions.settled, number, buckets))
+        context.run(settle, compared.parts, "settling", KERNEL)
         found.append(buckets)
         number += 1
     last = look(number, UNSURE, "finding what they duplicate")
@@ -308,34 +284,13 @@ RULES: dict[str, Callable[[Comparison, _Decisions, int], _Decisions]] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class _Drop(Task[Part, tuple[pa.Table, pa.Table]]):
-    """Find the rows of a part that are dropped: those of the extended list, and new ones, DROPPED_SCHEMA each."""
-
-    decisions: _Decisions
-
-    def run(self, item: Part, worker: Worker) -> tuple[pa.Table, pa.Table]:
-        compared, _ = self.decisions.open(worker)
-        return _old_table(compared, item), _new_table(compared, item, *self.decisions.of(item, worker))
-
-
-@dataclass(frozen=True, eq=False)
-class _CountDropped(Task[Part, int]):
-    """Count the rows of a part that are dropped."""
-
-    decisions: _Decisions
-
-    def run(self, item: Part, worker: Worker) -> int:
-        return int((self.decisions.of(item, worker)[0] >= 0).sum())
-
-
 def _finish(compared: Comparison, artifact: Artifact, decisions: _Decisions, found: Mapping[str, float]) -> None:
     counts = {"identical": 0, "near": 0}
     frozen = 0
 
     def tables() -> Iterator[pa.Table]:
         nonlocal frozen
-        for old, new in compared.context.map(_Drop(decisions), compared.parts, "writing", KERNEL):
+        for old, new in compared.context.map(WithWorker(decisions.tables), compared.parts, "writing", KERNEL):
             frozen += old.num_rows
             identical = int(pc.sum(pc.equal(new.column("reason"), IDENTICAL)).as_py() or 0)
             counts["identical"] += identical

@@ -19,7 +19,7 @@ from tailwise.catalog.columns import PartColumn, RowsByPart
 from tailwise.catalog.drops import Survivors
 from tailwise.context import Context
 from tailwise.errors import UserError
-from tailwise.execution.base import KERNEL, Task, Worker
+from tailwise.execution.base import KERNEL, WithWorker, Worker
 from tailwise.execution.keys import BUCKET_ROWS, HASH, bits_of_buckets, buckets_of
 from tailwise.execution.shuffle import Shuffle
 from tailwise.kernels.keyed import hash_range, stream_key
@@ -74,31 +74,19 @@ class _Hashed:
             return np.asarray(hash_range(key, part.first_row, part.rows) >> np.uint64(11), np.float64)
         return np.zeros(part.rows)
 
-
-@dataclass(frozen=True, eq=False)
-class _Spill(Task[Part, None]):
-    """Write the hashes of a part by bucket."""
-
-    of: _Hashed
-
-    def run(self, item: Part, worker: Worker) -> None:
-        hashes = self.of.hashes.read(item)
-        rows = np.flatnonzero(self.of.survivors(worker).keeps(item.span) & has_hash(hashes))
+    def spill(self, part: Part, worker: Worker) -> None:
+        """Write the hashes of a part by bucket."""
+        hashes = self.hashes.read(part)
+        rows = np.flatnonzero(self.survivors(worker).keeps(part.span) & has_hash(hashes))
         records = np.empty(len(rows), _RECORD)
         records["high"], records["low"] = hashes[rows].T
-        records["order"], records["row"] = self.of.order(item)[rows], item.first_row + rows
-        self.of.shuffle.write(item.name, [(buckets_of(records, self.of.bits), records)])
+        records["order"], records["row"] = self.order(part)[rows], part.first_row + rows
+        self.shuffle.write(part.name, [(buckets_of(records, self.bits), records)])
 
-
-@dataclass(frozen=True, eq=False)
-class _Find(Task[int, int]):
-    """Find the duplicates of a bucket; return how many rows it has."""
-
-    of: _Hashed
-
-    def run(self, item: int, worker: Worker) -> int:
-        parts = self.of.parts(worker)
-        records = self.of.shuffle.read([part.name for part in parts], item)
+    def find(self, bucket: int, worker: Worker) -> int:
+        """Find the duplicates of a bucket; return how many rows it has."""
+        parts = self.parts(worker)
+        records = self.shuffle.read([part.name for part in parts], bucket)
         records = records[np.lexsort([records[name] for name in ("row", "order", "low", "high")])]
         same = np.zeros(len(records), np.bool_)
         same[1:] = (records["high"][1:] == records["high"][:-1]) & (records["low"][1:] == records["low"][:-1])
@@ -106,21 +94,15 @@ class _Find(Task[int, int]):
         results = np.empty(int(same.sum()), _RESULT)
         results["row"], results["other"] = records["row"][same], records["row"][first[same]]
         numbers = RowsByPart(parts).numbers_of(results["row"])
-        self.of.results(len(parts)).write(str(item), [(numbers, results)])
+        self.results(len(parts)).write(str(bucket), [(numbers, results)])
         return len(records)
 
-
-@dataclass(frozen=True, eq=False)
-class _Drop(Task[Part, pa.Table]):
-    """Return the rows of a part that are dropped: DROPPED_SCHEMA."""
-
-    of: _Hashed
-
-    def run(self, item: Part, worker: Worker) -> pa.Table:
-        names = [*map(str, range(1 << self.of.bits))]
-        found = self.of.results(len(self.of.parts(worker))).read(names, item.number)
+    def dropped(self, part: Part, worker: Worker) -> pa.Table:
+        """Return the rows of a part that are dropped: DROPPED_SCHEMA."""
+        names = [*map(str, range(1 << self.bits))]
+        found = self.results(len(self.parts(worker))).read(names, part.number)
         found = found[np.argsort(found["row"])]
-        reasons, similarity = pa.repeat(f"identical {self.of.request.exact}", len(found)), np.ones(len(found))
+        reasons, similarity = pa.repeat(f"identical {self.request.exact}", len(found)), np.ones(len(found))
         return drop_table(
             {"row": found["row"], "reason": reasons, "kept_row": found["other"], "similarity": similarity}
         )
@@ -164,10 +146,9 @@ def drop_identical(catalog: Catalog, request: DedupRequest, context: Context) ->
         with scratch(artifact.path(layout.WORK)) as folder:
             bits = bits_of_buckets(snapshot.rows, BUCKET_ROWS)
             found = _Hashed(catalog.folder, snapshot, request, hashes, scores, folder, bits)
-            for _ in context.map(_Spill(found), parts, "regrouping hashes", KERNEL):
-                pass
-            judged = sum(context.map(_Find(found), range(1 << bits), "comparing hashes", KERNEL))
-            tables = context.map(_Drop(found), parts, "writing", KERNEL)
+            context.run(WithWorker(found.spill), parts, "regrouping hashes", KERNEL)
+            judged = sum(context.map(WithWorker(found.find), range(1 << bits), "comparing hashes", KERNEL))
+            tables = context.map(WithWorker(found.dropped), parts, "writing", KERNEL)
             dropped = write_drops(artifact, parts, tables, context)
         taking_part = sum(int(survivors.keeps(part.span).sum()) for part in parts)
         artifact.finish(

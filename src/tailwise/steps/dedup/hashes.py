@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from tailwise.catalog.files import digest
 from tailwise.catalog.kinds import HASHES
 from tailwise.context import Context
 from tailwise.encoders.encoder import Fault, Inputs
-from tailwise.execution.base import KERNEL, Task, Worker
+from tailwise.execution.base import KERNEL, Fill, Worker
 from tailwise.extras import versions
 from tailwise.shards.decode import ImageError, decode_rgb
 from tailwise.steps.embedding.embed import require_bytes
@@ -61,30 +62,20 @@ class HashImages:
         return state.digest()[:16]
 
 
-@dataclass(frozen=True)
-class _HashPart(Task[Part, None]):
-    """Write the hashes of a part."""
-
-    catalog: Path  # its folder
-    column: PartColumn  # to write
-    hash: HashImages
-
-    def files(self, item: Part) -> Sequence[Path]:
-        return (self.column.path(item),)
-
-    def run(self, item: Part, worker: Worker) -> None:
-        catalog = Catalog.open(self.catalog)
-        shards, replaced = catalog.shards(), catalog.replaced()
-        shards = shards.filter(pc.equal(shards["part"], item.number))
-        items, first = list[ShardRows](), 0
-        for shard, rows in zip(shards["shard"].to_pylist(), shards["rows"].to_pylist(), strict=True):
-            items += [] if shard in replaced else [ShardRows(shard, item.number, first, rows)]
-            first += rows
-        hashes = np.zeros((item.rows, 2), np.uint64)
-        for batch in read_batches(self.catalog, "image", self.hash, items, BATCH_ROWS, workers=worker.cpus):
-            start = batch.piece.of.first + batch.piece.start
-            hashes[start + batch.fit] = batch.tensors["hash"].numpy().view(np.uint64)
-        self.column.write(item, hashes)
+def _hashes(folder: Path, of: str, part: Part, worker: Worker) -> Hashes:
+    """Return the hashes of a part of the catalog in a folder."""
+    catalog = Catalog.open(folder)
+    shards, replaced = catalog.shards(), catalog.replaced()
+    shards = shards.filter(pc.equal(shards["part"], part.number))
+    items, first = list[ShardRows](), 0
+    for shard, rows in zip(shards["shard"].to_pylist(), shards["rows"].to_pylist(), strict=True):
+        items += [] if shard in replaced else [ShardRows(shard, part.number, first, rows)]
+        first += rows
+    hashes = np.zeros((part.rows, 2), np.uint64)
+    for batch in read_batches(folder, "image", HashImages(of), items, BATCH_ROWS, workers=worker.cpus):
+        start = batch.piece.of.first + batch.piece.start
+        hashes[start + batch.fit] = batch.tensors["hash"].numpy().view(np.uint64)
+    return hashes
 
 
 def hash_images(catalog: Catalog, snapshot: Snapshot, of: str, context: Context) -> PartColumn:
@@ -108,7 +99,7 @@ def hash_images(catalog: Catalog, snapshot: Snapshot, of: str, context: Context)
         if not artifact.done:
             column = PartColumn(artifact.folder, layout.HASH)
             require_bytes(catalog, parts, instead="; or compare embeddings (`epsilon`)")
-            context.run(_HashPart(catalog.folder, column, HashImages(of)), parts, f"hashing {of}", KERNEL)
+            context.run(Fill(column, partial(_hashes, catalog.folder, of)), parts, f"hashing {of}", KERNEL)
             artifact.finish({"samples": snapshot.rows})
     return PartColumn(artifact.folder, layout.HASH)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from tailwise.catalog.catalog import Part
 from tailwise.catalog.comparisons import Neighbours
 from tailwise.errors import UserError
-from tailwise.execution.base import KERNEL, Task, Worker
+from tailwise.execution.base import KERNEL, WithWorker, Worker
 from tailwise.kernels.duplicates import duplicate_threshold
 from tailwise.plan.budget import samples_of_share
 from tailwise.steps.dedup.comparison import Address, Comparison
@@ -42,9 +42,8 @@ def find_epsilon(compared: Comparison, neighbours: Neighbours, share: float, dro
     """
     pool, judged = compared.survivors.pool, compared.new
     stay = samples_of_share(share, pool, judged, f"{judged:,} take part", "`target_share`")
-    counts = compared.context.executor.reduce(
-        _Count(compared.address, neighbours.folder), compared.parts, np.add, KERNEL
-    )
+    count = WithWorker(partial(_count, compared.address, neighbours.folder))
+    counts = compared.context.executor.reduce(count, compared.parts, np.add, KERNEL)
     most: npt.NDArray[np.int64] = np.cumsum(counts)[: GRID + 1]  # samples that "any-earlier" drops at each ε
     if most[0] > judged - stay:
         raise _unreachable(share, pool, stay, "largest", "identical embeddings", judged - int(most[0]))
@@ -86,15 +85,9 @@ def _search(most: npt.NDArray[np.int64], limit: int, slack: int, dropped: Callab
     return low, at_low
 
 
-@dataclass(frozen=True, eq=False)
-class _Count(Task[Part, npt.NDArray[np.int64]]):
+def _count(compared: Address, folder: Path, part: Part, worker: Worker) -> npt.NDArray[np.int64]:
     """Count the samples by the least multiple of 1 / GRID that makes them duplicates: int64 [GRID + 2], the last for those of none."""
-
-    compared: Address
-    neighbours: Path
-
-    def run(self, item: Part, worker: Worker) -> npt.NDArray[np.int64]:
-        neighbours = Neighbours(self.compared.open(worker).catalog, self.neighbours)
-        thresholds = np.minimum(1.0 - np.arange(GRID + 1) / GRID, duplicate_threshold(0))
-        least = np.searchsorted(-thresholds, -neighbours.similarity[item.span], side="right")
-        return np.bincount(least, minlength=GRID + 2)
+    neighbours = Neighbours(compared.open(worker).catalog, folder)
+    thresholds = np.minimum(1.0 - np.arange(GRID + 1) / GRID, duplicate_threshold(0))
+    least = np.searchsorted(-thresholds, -neighbours.similarity[part.span], side="right")
+    return np.bincount(least, minlength=GRID + 2)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from tailwise.catalog.drops import Survivors
 from tailwise.catalog.outputs import is_text, writing_output
 from tailwise.context import Context
 from tailwise.errors import UserError
-from tailwise.execution.base import Needs, Task, Worker
+from tailwise.execution.base import Needs, Task, WithWorker, Worker
 from tailwise.kernels.matching import EntryMatcher, number_forms
 from tailwise.kernels.phrases import shrunk, terms
 from tailwise.requests import GroupRequest
@@ -86,11 +87,11 @@ def _suggest(catalog: Catalog, request: GroupRequest, context: Context, most: in
     rows = Rows(catalog.folder, snapshot.number, tuple(request.without), tuple(inputs.items()))
     captions, needs = _Captions(rows, request.ignore_case), Needs(workers=request.workers)
     frequent, counts, ends = Counter[str](), Counter[str](), Counter[str]()
-    for some in context.map(_Find(captions, most), parts, "terms of captions", needs):
+    for some in context.map(WithWorker(partial(captions.frequent, most)), parts, "terms of captions", needs):
         frequent.update(some)
         frequent = shrunk(frequent, most)
     words = frozenset(word for term in frequent for word in (term, *term.split(" ")))
-    for found in context.map(_Count(captions, words), parts, "captions of terms", needs):
+    for found in context.map(WithWorker(partial(captions.count, words)), parts, "captions of terms", needs):
         counts.update(found[0])
         ends.update(found[1])
     read, least = counts.pop(_ALL, 0), ends.pop(_ALL, 0) // (most + 1)
@@ -130,37 +131,23 @@ class _Captions:
             found: list[str] = kept.slice(start, CHUNK).to_pylist()
             yield [caption.lower() for caption in found] if self.ignore_case else found
 
-
-@dataclass(frozen=True)
-class _Find(Task[Part, Counter[str]]):
-    """Find terms that may end a phrase in many captions; see `shrunk`."""
-
-    captions: _Captions
-    most: int
-
-    def run(self, item: Part, worker: Worker) -> Counter[str]:
+    def frequent(self, most: int, part: Part, worker: Worker) -> Counter[str]:
+        """Return terms that may end a phrase in many captions of a part; see `shrunk`."""
         found = Counter[str]()
-        for caption in chain.from_iterable(self.captions.chunks(item, worker)):
+        for caption in chain.from_iterable(self.chunks(part, worker)):
             found.update(term for term, ends in terms(caption).items() if ends)
-            if len(found) > 2 * self.most:
-                found = shrunk(found, self.most)
-        return shrunk(found, self.most)
+            if len(found) > 2 * most:
+                found = shrunk(found, most)
+        return shrunk(found, most)
 
-
-@dataclass(frozen=True)
-class _Count(Task[Part, tuple[Counter[str], Counter[str]]]):
-    """Count the captions that each of some terms stands in, and those with a phrase that ends with it; under _ALL, all of both."""
-
-    captions: _Captions
-    wanted: frozenset[str]
-
-    def run(self, item: Part, worker: Worker) -> tuple[Counter[str], Counter[str]]:
+    def count(self, wanted: frozenset[str], part: Part, worker: Worker) -> tuple[Counter[str], Counter[str]]:
+        """Count the captions that each of some terms stands in, and those with a phrase that ends with it; under _ALL, all of both."""
         counts, at_end = Counter[str](), Counter[str]()
-        for caption in chain.from_iterable(self.captions.chunks(item, worker)):
+        for caption in chain.from_iterable(self.chunks(part, worker)):
             found = terms(caption)
             ends = [term for term, is_end in found.items() if is_end]
-            counts.update(self.wanted.intersection(found))
-            at_end.update(self.wanted.intersection(ends))
+            counts.update(wanted.intersection(found))
+            at_end.update(wanted.intersection(ends))
             counts[_ALL] += 1
             at_end[_ALL] += len(ends)
         return counts, at_end

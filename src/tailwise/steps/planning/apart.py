@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,11 @@ from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.clusterings import Clustering
-from tailwise.catalog.columns import PartColumn, PlainColumn
+from tailwise.catalog.columns import PlainColumn
 from tailwise.catalog.kinds import WITHOUT
 from tailwise.context import Context
 from tailwise.errors import UserError
-from tailwise.execution.base import KERNEL, Task, Worker
+from tailwise.execution.base import KERNEL, Fill, WithWorker, Worker
 from tailwise.plan.plan import Plan
 from tailwise.plan.quotas import UNIT_BITS, UNITS, round_to_sum
 from tailwise.requests import PlanRequest
@@ -52,45 +51,28 @@ class Rates:
             inside &= rates > 0
         return np.where(inside, groups, OUTSIDE).astype(np.int32), rates
 
+    def of_groups(self, part: Part, worker: Worker) -> npt.NDArray[np.int32]:
+        """Return the group of each row of a part, as `read` does."""
+        return self.read(part, worker)[0]
 
-@dataclass(frozen=True, eq=False)
-class _Sum(Task[Part, Integers]):
-    """Return members of each group, members above `most`, and the sum of the other rates in units of 2⁻³⁰: int64 [3, G]."""
+    def sums(self, scales: Floats, most: int, part: Part, worker: Worker) -> Integers:
+        """Return members of each group, members above `most`, and the sum of the other rates in units of 2⁻³⁰: int64 [3, G].
 
-    rates: Rates
-    scales: Floats  # float64 [G]; a member is above `most` if its rate times the scale of its group is
-    most: int
-
-    def run(self, item: Part, worker: Worker) -> Integers:
-        groups, rates = self.rates.read(item, worker)
+        A member is above `most` if its rate times the scale of its group, float64 [G], is.
+        """
+        groups, rates = self.read(part, worker)
         groups, rates = groups[groups >= 0], rates[groups >= 0]
-        above = rates * self.scales[groups] > self.most
-        sums = np.zeros((3, self.rates.groups), np.int64)
-        sums[0] = np.bincount(groups, minlength=self.rates.groups)
-        sums[1] = np.bincount(groups[above], minlength=self.rates.groups)
+        above = rates * scales[groups] > most
+        sums = np.zeros((3, self.groups), np.int64)
+        sums[0] = np.bincount(groups, minlength=self.groups)
+        sums[1] = np.bincount(groups[above], minlength=self.groups)
         np.add.at(sums[2], groups[~above], np.rint(rates[~above] * UNITS).astype(np.int64))
         return sums
 
-
-@dataclass(frozen=True, eq=False)
-class _Write(Task[Part, None]):
-    """Write the group of each row; with scales, its rate: scaled in its group, at most `most`."""
-
-    rates: Rates
-    column: PartColumn
-    scales: Floats | None = None  # float64 [G]
-    most: int = 0
-
-    def files(self, item: Part) -> Sequence[Path]:
-        return (self.column.path(item),)
-
-    def run(self, item: Part, worker: Worker) -> None:
-        groups, rates = self.rates.read(item, worker)
-        if self.scales is None:
-            self.column.write(item, groups)
-        else:
-            scaled = np.where(groups >= 0, np.minimum(rates * self.scales[groups], self.most), 0.0)
-            self.column.write(item, scaled.astype(np.float32))
+    def scaled(self, scales: Floats, most: int, part: Part, worker: Worker) -> npt.NDArray[np.float32]:
+        """Return the rate of each row of a part, scaled in its group, at most `most`."""
+        groups, rates = self.read(part, worker)
+        return np.where(groups >= 0, np.minimum(rates * scales[groups], most), 0.0).astype(np.float32)
 
 
 class Apart:
@@ -138,8 +120,9 @@ class Apart:
         return max(1, math.ceil(max(float(self.of.rates[span].max(initial=0)) for span in self.of.spans())))
 
     def sums(self) -> Integers:
-        """Return the sums of `_Sum` at the present scales: int64 [3, G]."""
-        return self._context.executor.reduce(_Sum(self.rates, self.scales, self.most), self.parts, np.add, KERNEL)
+        """Return `Rates.sums` of all parts at the present scales: int64 [3, G]."""
+        sums = partial(self.rates.sums, self.scales, self.most)
+        return self._context.executor.reduce(WithWorker(sums), self.parts, np.add, KERNEL)
 
     def rescale(self, target: Floats) -> None:
         """Find the scale of each group that gives it a sum of rates, where no rate is above the bound.
@@ -185,7 +168,7 @@ def make_between_plan(catalog: Catalog, name: str, request: PlanRequest, context
         if not artifact.done:
             write_groups(artifact, made.sizes, quotas[None])
             groups, ranks = (PlainColumn(artifact.folder, column) for column in (layout.GROUP, layout.RANK))
-            context.run(_Write(made.rates, groups), made.parts, "groups of rows", KERNEL)
+            context.run(Fill(groups, made.rates.of_groups), made.parts, "groups of rows", KERNEL)
             write_appearance_ranks(groups, ranks, made.rates.groups, made.parts, context)
             write_shard_offsets(catalog, artifact, made.of.snapshot)
             artifact.finish({**made.figures, "clusters": int((made.sizes > 0).sum())})
@@ -207,7 +190,8 @@ def make_within_plan(catalog: Catalog, name: str, request: PlanRequest, context:
         if not artifact.done:
             made.rescale(made.sizes * (float(made.units.sum()) / max(int(made.sizes.sum()), 1)))
             column = PlainColumn(artifact.folder, layout.RATE)
-            context.run(_Write(made.rates, column, made.scales, made.most), made.parts, "rates of rows", KERNEL)
+            scaled = partial(made.rates.scaled, made.scales, made.most)
+            context.run(Fill(column, scaled), made.parts, "rates of rows", KERNEL)
             write_shard_offsets(catalog, artifact, made.of.snapshot)
             artifact.finish({**made.figures, "expected": int(made.units.sum()) / UNITS})
     return Plan(catalog, name)

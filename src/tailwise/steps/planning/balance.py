@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import pyarrow as pa
 from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
-from tailwise.catalog.columns import PartColumn, PlainColumn
+from tailwise.catalog.columns import PlainColumn
 from tailwise.catalog.concepts import Concepts
 from tailwise.catalog.drops import Survivors
 from tailwise.catalog.files import write_table
@@ -22,7 +21,7 @@ from tailwise.catalog.kinds import LISTED
 from tailwise.catalog.matches import Matches
 from tailwise.context import Context
 from tailwise.errors import UserError
-from tailwise.execution.base import KERNEL, Task, Worker
+from tailwise.execution.base import KERNEL, Fill, Worker
 from tailwise.kernels.matching import keep_rates
 from tailwise.plan.budget import samples_of_share
 from tailwise.plan.plan import Plan
@@ -87,7 +86,7 @@ def make_balanced_plan(
             rows = Rows(catalog.folder, snapshot.number, tuple(without), tuple(inputs.items()))
             column = PlainColumn(artifact.folder, layout.RATE)
             read = Matches(found.folder, "", {}) if isinstance(found, Matches) else found  # without the spellings
-            rate = _Rate(rows, read, _probability(counts, limit), column)
+            rate = Fill(column, partial(_rates, rows, read, _probability(counts, limit)))
             figures = _write_rates(rate, catalog.parts(snapshot), context)
             _write_entries(artifact, found.entries, counts, limit)
             write_shard_offsets(catalog, artifact, snapshot)
@@ -195,25 +194,15 @@ def solve_increasing(excess: Callable[[float], float], high: float, above: float
         last = value
 
 
-@dataclass(frozen=True, eq=False)
-class _Rate(Task[Part, None]):
-    """Write the rate of each row."""
-
-    rows: Rows  # address of the rows
-    lists: Matches | Concepts
-    probability: npt.NDArray[np.float64]  # float64 [entries], of each entry
-    column: PartColumn  # to write
-
-    def files(self, item: Part) -> Sequence[Path]:
-        return (self.column.path(item),)
-
-    def run(self, item: Part, worker: Worker) -> None:
-        survivors, _ = self.rows.open(worker)
-        found = self.lists.part(item, survivors.keeps(item.span))
-        self.column.write(item, keep_rates(*found, self.probability).astype(np.float32))
+def _rates(
+    rows: Rows, lists: Matches | Concepts, probability: npt.NDArray[np.float64], part: Part, worker: Worker
+) -> npt.NDArray[np.float32]:
+    """Return the rate of each row of a part, by the probability of each entry, float64 [entries]."""
+    found = lists.part(part, rows.open(worker)[0].keeps(part.span))
+    return keep_rates(*found, probability).astype(np.float32)
 
 
-def _write_rates(rate: _Rate, parts: Sequence[Part], context: Context) -> dict[str, Any]:
+def _write_rates(rate: Fill, parts: Sequence[Part], context: Context) -> dict[str, Any]:
     """Write the rates; return how many rows can be drawn, and how many samples are expected."""
     context.run(rate, parts, "rates of rows", KERNEL)
     eligible, expected = 0, 0.0

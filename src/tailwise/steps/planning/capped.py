@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,10 @@ import numpy.typing as npt
 from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Catalog, Part
-from tailwise.catalog.columns import PartColumn, PlainColumn
+from tailwise.catalog.columns import PlainColumn
 from tailwise.context import Context
 from tailwise.errors import UserError
-from tailwise.execution.base import KERNEL, Task, Worker
+from tailwise.execution.base import KERNEL, Fill, WithWorker, Worker
 from tailwise.plan.caps import hard_cap_rates, soft_cap_rates, standardised
 from tailwise.plan.methods import OPTIONS
 from tailwise.plan.plan import Plan
@@ -67,45 +66,21 @@ class _Levels:
         scores: npt.NDArray[np.float64] = self.least + levels * np.float64((self.greatest - self.least) / (LEVELS - 1))
         return scores
 
-
-@dataclass(frozen=True)
-class _Bounds(Task[Part, npt.NDArray[np.float64]]):
-    """Return the least score of the rows that can be drawn, and minus the greatest one: float64 [2]."""
-
-    levels: _Levels
-
-    def run(self, item: Part, worker: Worker) -> npt.NDArray[np.float64]:
-        _, scores = self.levels.members(item, worker)
+    def bounds(self, part: Part, worker: Worker) -> npt.NDArray[np.float64]:
+        """Return the least score of a part's rows that can be drawn, and minus the greatest one: float64 [2]."""
+        _, scores = self.members(part, worker)
         return np.array([scores.min(initial=np.inf), -scores.max(initial=-np.inf)])
 
+    def count(self, part: Part, worker: Worker) -> npt.NDArray[np.int64]:
+        """Count the rows of a part by step: int64 [LEVELS]."""
+        return np.bincount(self.of(self.members(part, worker)[1]), minlength=LEVELS)
 
-@dataclass(frozen=True)
-class _Count(Task[Part, npt.NDArray[np.int64]]):
-    """Count the rows of each step: int64 [LEVELS]."""
-
-    levels: _Levels
-
-    def run(self, item: Part, worker: Worker) -> npt.NDArray[np.int64]:
-        _, scores = self.levels.members(item, worker)
-        return np.bincount(self.levels.of(scores), minlength=LEVELS)
-
-
-@dataclass(frozen=True, eq=False)
-class _WriteGroups(Task[Part, None]):
-    """Write the group of each row."""
-
-    levels: _Levels
-    groups: npt.NDArray[np.int32]  # int32 [LEVELS], group of each step
-    column: PartColumn
-
-    def files(self, item: Part) -> Sequence[Path]:
-        return (self.column.path(item),)
-
-    def run(self, item: Part, worker: Worker) -> None:
-        inside, scores = self.levels.members(item, worker)
-        groups = np.full(item.rows, OUTSIDE, np.int32)
-        groups[inside] = self.groups[self.levels.of(scores)]
-        self.column.write(item, groups)
+    def groups(self, of_level: npt.NDArray[np.int32], part: Part, worker: Worker) -> npt.NDArray[np.int32]:
+        """Return the group of each row of a part, by the groups of the steps, int32 [LEVELS]."""
+        inside, scores = self.members(part, worker)
+        groups = np.full(part.rows, OUTSIDE, np.int32)
+        groups[inside] = of_level[self.of(scores)]
+        return groups
 
 
 def make_capped_plan(catalog: Catalog, name: str, request: PlanRequest, context: Context | None = None) -> Plan:
@@ -156,7 +131,7 @@ def make_capped_plan(catalog: Catalog, name: str, request: PlanRequest, context:
             drawn = np.bincount(groups, members[chosen] * rates, len(sizes)).astype(np.float64)
             write_groups(artifact, sizes, quotas_of_sums(drawn, sizes, {**config, **derived})[None])
             column, ranks = (PlainColumn(artifact.folder, each) for each in (layout.GROUP, layout.RANK))
-            context.run(_WriteGroups(levels, of_level, column), grouping.parts, "groups of rows", KERNEL)
+            context.run(Fill(column, partial(levels.groups, of_level)), grouping.parts, "groups of rows", KERNEL)
             write_appearance_ranks(column, ranks, len(sizes), grouping.parts, context)
             write_shard_offsets(catalog, artifact, grouping.snapshot)
             artifact.finish({"pool": grouping.pool, "eligible": grouping.eligible, "clusters": len(sizes)})
@@ -179,11 +154,11 @@ def _options(request: PlanRequest, *, soft: bool) -> dict[str, float]:
 def _count(grouping: Grouping, score: str, context: Context) -> tuple[_Levels, npt.NDArray[np.int64]]:
     """Return the steps of the scores, and the number of samples of each step: int64 [LEVELS]."""
     reduce, parts = context.executor.reduce, grouping.parts
-    least, below = reduce(_Bounds(_Levels(grouping.rows)), parts, np.minimum, KERNEL).tolist()
+    least, below = reduce(WithWorker(_Levels(grouping.rows).bounds), parts, np.minimum, KERNEL).tolist()
     if not (math.isfinite(least) and math.isfinite(below)):
         raise UserError(f"the score {score!r} is infinite for some samples: leave them out with `tailwise filter`")
     levels = _Levels(grouping.rows, least, -below)
-    return levels, reduce(_Count(levels), parts, np.add, KERNEL)
+    return levels, reduce(WithWorker(levels.count), parts, np.add, KERNEL)
 
 
 def _rates(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -14,9 +13,9 @@ import numpy.typing as npt
 from tailwise.catalog import layout
 from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.catalog import Part
-from tailwise.catalog.columns import PartColumn, PlainColumn
+from tailwise.catalog.columns import PlainColumn
 from tailwise.context import Context
-from tailwise.execution.base import KERNEL, Task, Worker
+from tailwise.execution.base import KERNEL, Fill, WithWorker, Worker
 from tailwise.plan.quotas import UNIT_BITS, UNITS, round_to_sum
 from tailwise.steps.planning.grouping import OUTSIDE
 from tailwise.steps.planning.weighted import write_groups
@@ -43,18 +42,13 @@ def _cells(groups: npt.NDArray[np.int32], rates: Floats) -> Integers:
     return np.where((groups >= 0) & (rates > 0), (groups.astype(np.int64) << _KEY_BITS) | bits, OUTSIDE)
 
 
-@dataclass(frozen=True, eq=False)
-class _Tally(Task[Part, Integers]):
+def _tally(source: Rated, part: Part, worker: Worker) -> Integers:
     """Count the rows of each cell, and sum their rates in units of 2⁻³⁰: int64 [C, 3], ascending by cell."""
-
-    source: Rated
-
-    def run(self, item: Part, worker: Worker) -> Integers:
-        groups, rates = self.source.read(item, worker)
-        cells = _cells(groups, rates)
-        inside = cells >= 0
-        units = np.rint(rates[inside] * UNITS).astype(np.int64)
-        return _merged(np.stack([cells[inside], np.ones(len(units), np.int64), units], axis=1))
+    groups, rates = source.read(part, worker)
+    cells = _cells(groups, rates)
+    inside = cells >= 0
+    units = np.rint(rates[inside] * UNITS).astype(np.int64)
+    return _merged(np.stack([cells[inside], np.ones(len(units), np.int64), units], axis=1))
 
 
 def _merged(rows: Integers) -> Integers:
@@ -69,28 +63,17 @@ def _merge(first: Integers, second: Integers) -> Integers:
     return _merged(np.concatenate([first, second]))
 
 
-@dataclass(frozen=True, eq=False)
-class _WriteGroups(Task[Part, None]):
-    """Write the group of each row."""
-
-    source: Rated
-    keys: Integers  # int64 [C], the cells, ascending
-    groups: Integers  # int64 [C], group of each cell
-    column: PartColumn
-
-    def files(self, item: Part) -> Sequence[Path]:
-        return (self.column.path(item),)
-
-    def run(self, item: Part, worker: Worker) -> None:
-        cells = _cells(*self.source.read(item, worker))
-        groups = np.full(item.rows, OUTSIDE, np.int32)
-        groups[cells >= 0] = self.groups[np.searchsorted(self.keys, cells[cells >= 0])]
-        self.column.write(item, groups)
+def _groups(source: Rated, keys: Integers, of_cell: Integers, part: Part, worker: Worker) -> npt.NDArray[np.int32]:
+    """Return the group of each row of a part, by the cells, int64 [C], ascending, and the group of each, int64 [C]."""
+    cells = _cells(*source.read(part, worker))
+    groups = np.full(part.rows, OUTSIDE, np.int32)
+    groups[cells >= 0] = of_cell[np.searchsorted(keys, cells[cells >= 0])]
+    return groups
 
 
 def tally(source: Rated, parts: Sequence[Part], context: Context) -> Integers:
     """Return the cells of all rows: number, rows, and sum of rates in units of 2⁻³⁰, int64 [C, 3], ascending."""
-    return context.executor.reduce(_Tally(source), parts, _merge, KERNEL)
+    return context.executor.reduce(WithWorker(partial(_tally, source)), parts, _merge, KERNEL)
 
 
 def write_cells(
@@ -118,7 +101,7 @@ def write_cells(
     groups, sizes, shares = groups_of_cells(cells, quotas, most, bits)
     write_groups(artifact, sizes, shares[None])
     column, ranks = (PlainColumn(artifact.folder, each) for each in (layout.GROUP, layout.RANK))
-    context.run(_WriteGroups(source, cells[:, 0], groups, column), parts, "groups of rows", KERNEL)
+    context.run(Fill(column, partial(_groups, source, cells[:, 0], groups)), parts, "groups of rows", KERNEL)
     write_appearance_ranks(column, ranks, len(sizes), parts, context)
     return sizes
 
@@ -144,7 +127,7 @@ def groups_of_cells(cells: Integers, quotas: Integers, most: int, bits: int) -> 
     """Return the group of each cell, int64 [C], and the sizes and quotas (in units of 2⁻³⁰ samples) of groups, int64 [K].
 
     Args:
-        cells: of `_Tally`, int64 [C, 3].
+        cells: see `tally`, int64 [C, 3].
         quotas: of the groups of rows, int64 [G], in units of 2⁻³⁰ samples.
         most: greatest number of copies of a sample.
         bits: of a sample that quotas keep: 0 for whole samples, UNIT_BITS for all.

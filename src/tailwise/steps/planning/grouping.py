@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tailwise.catalog.columns import PartColumn
 from tailwise.catalog.drops import Survivors
 from tailwise.context import Context
 from tailwise.errors import UserError
-from tailwise.execution.base import KERNEL, Task, Worker
+from tailwise.execution.base import KERNEL, Fill, WithWorker, Worker
 from tailwise.kernels.centroids import neighbour_distance
 from tailwise.kernels.grid import SIMILARITY_UNIT, to_similarity_units
 from tailwise.kernels.keyed import MAX_PERMUTED
@@ -64,38 +65,16 @@ class Rows:
             groups[np.isnan(self.score.read(part))] = OUTSIDE
         return groups
 
-
-@dataclass(frozen=True)
-class _Count(Task[Part, npt.NDArray[np.int64]]):
-    """Count the members of each group, and sum their similarities in units of SIMILARITY_UNIT: int64 [2, K]."""
-
-    rows: Rows
-    groups: int
-
-    def run(self, item: Part, worker: Worker) -> npt.NDArray[np.int64]:
-        groups = self.rows.groups(item, worker)
+    def count(self, number: int, part: Part, worker: Worker) -> npt.NDArray[np.int64]:
+        """Count the members of each of K groups, and sum their similarities in units of SIMILARITY_UNIT: int64 [2, K]."""
+        groups, (_, clustering) = self.groups(part, worker), self.open(worker)
         member = groups >= 0
-        counts = np.zeros((2, self.groups), np.int64)
-        counts[0] = np.bincount(groups[member], minlength=self.groups)
-        _, clustering = self.rows.open(worker)
+        counts = np.zeros((2, number), np.int64)
+        counts[0] = np.bincount(groups[member], minlength=number)
         if clustering is not None and clustering.has_centroids:
-            similarity = clustering.similarities.read(item)[member].astype(np.float64)
+            similarity = clustering.similarities.read(part)[member].astype(np.float64)
             np.add.at(counts[1], groups[member], to_similarity_units(similarity))
         return counts
-
-
-@dataclass(frozen=True)
-class _WriteGroups(Task[Part, None]):
-    """Write the group of each row."""
-
-    rows: Rows
-    column: PartColumn
-
-    def files(self, item: Part) -> Sequence[Path]:
-        return (self.column.path(item),)
-
-    def run(self, item: Part, worker: Worker) -> None:
-        self.column.write(item, self.rows.groups(item, worker))
 
 
 def shares_of_groups(clustering: Clustering, shares: Mapping[str, float]) -> npt.NDArray[np.float64]:
@@ -226,7 +205,7 @@ class Grouping:
             UserError: the pick needs centroids, and the grouping has none.
         """
         values = self._values(pick)
-        self._context.run(_WriteGroups(self.rows, groups), self.parts, "groups of rows", KERNEL)
+        self._context.run(Fill(groups, self.rows.groups), self.parts, "groups of rows", KERNEL)
         if values is None:
             write_appearance_ranks(groups, ranks, len(self.sizes), self.parts, self._context)
         else:
@@ -252,7 +231,7 @@ class Grouping:
     def _count(self, groups: int) -> npt.NDArray[np.int64]:
         if not self.parts:
             return np.zeros((2, groups), np.int64)
-        return self._context.executor.reduce(_Count(self.rows, groups), self.parts, np.add, KERNEL)
+        return self._context.executor.reduce(WithWorker(partial(self.rows.count, groups)), self.parts, np.add, KERNEL)
 
     def _count_pool(self) -> tuple[npt.NDArray[np.int64], Clusters]:
         sizes = self._count(1)[0]
