@@ -36,6 +36,7 @@ from hypothesis import settings
 from PIL import EpsImagePlugin, Image
 
 from tailwise.catalog import Catalog
+from tailwise.catalog.layout import SECONDS
 from tailwise.cli import main
 from tailwise.kernels.grid import unit_rows_on_grid
 from tailwise.kernels.keyed import random_below, stream_key
@@ -595,13 +596,13 @@ def make_metadata():
 
 @pytest.fixture(scope="session")
 def tree_bytes():
-    """`tree_bytes(folder)` → {relative path: content} of all files below a folder."""
+    """`tree_bytes(folder)` → {relative path: content} of all files below a folder, but for the seconds that something took."""
 
     def read(folder):
         return {
             path.relative_to(folder).as_posix(): path.read_bytes()
             for path in sorted(folder.rglob("*"))
-            if path.is_file()
+            if path.is_file() and not path.name.startswith(SECONDS)
         }
 
     return read
@@ -755,6 +756,7 @@ def comparison_summary():
             "sets": {text: ["top1"]}, "rows": rows, "power": {text: {"top1": None}}, "words": {text: {"top1": text}},
             "treatments": [text], "retrieval": False,
             "gate": {"seed": 0, "columns": ["row", text], "cells": [[baseline, text], [text, "–"]]},
+            "ledger": {"columns": ["row", "training", "outside models"], "cells": [[text, "0", text]], "notes": [text]},
             "rests_on": {"samples_seen": 10, "most_samples_seen": 20, "pool": 20, **settings, "versions": [about[text]],
                 "machines": [about[text]]},
         }  # fmt: skip

@@ -103,6 +103,29 @@ def test_the_summaries_say_what_they_rest_on(compared):
     assert (folder / "differences.svg").read_text().startswith("<?xml")
 
 
+def test_the_ledger_has_the_time_of_plans_and_trainings_and_is_shown_everywhere(compared, drawn_pool):
+    recipe, folder = compared
+    ledgers = {row["row"]: row["ledger"] for row in json.loads((folder / "summary.json").read_text())["rows"]}
+    shown = [(folder / name).read_text() for name in ("summary.md", "summary.html")]
+    shown.append(tailwise("compare", recipe, "--output", folder))
+    for row, ledger in ledgers.items():
+        runs = [item for (name, _), item in results(folder).items() if name == row]
+        assert sorted(ledger["steps"]) == sorted(f"plans/{item['plan']['name']}" for item in runs)
+        for step, seconds in ledger["steps"].items():
+            (noted,) = (drawn_pool / "catalog" / step).glob("seconds-*.json")
+            assert 0 < seconds == json.loads(noted.read_text())["seconds"]
+        wanted = {"training": np.mean([item["trained"]["seconds"] for item in runs])}
+        wanted |= {
+            "lists and plan": np.mean([*ledger["steps"].values()]),
+            "embedding": 0,
+            "scoring": 0,
+            "clustering": 0,
+        }
+        assert ledger["seconds"] == pytest.approx(wanted)
+        assert (ledger["models"], ledger["unknown"]) == ([], [])
+        assert all(f"{wanted['training'] / 3600:.3g}" in text and "none" in text for text in shown)
+
+
 def test_the_pages_show_the_figures_of_the_summary(compared, drawn_pool, tmp_path):
     """The study's own page, and the section of a report."""
     pytest.importorskip("bokeh")

@@ -1,6 +1,7 @@
 """What rows do to the samples, against counts over their draws in plain NumPy."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
 from tailwise.catalog.clusterings import Clustering
+from tailwise.catalog.kinds import PLAN
 from tailwise.cli import app
 from tailwise.compare.gate import open_truth, treatment
 from tailwise.compare.recipe import Truth, load_compare_recipe
@@ -214,6 +216,26 @@ def test_the_gate_alone_trains_nothing_and_a_weak_one_is_refused(make_recipe, dr
     assert [row["ratio"] for row in found["rows"]] == [1.0, 1.0]
     refused = invoke(recipe, "--output", tmp_path / "out")
     assert "is 1.00: below 2" in str(refused.exception) and "force" in str(refused.exception)
+
+
+def test_of_the_rows_only_those_asked_for_get_a_plan(make_recipe, tmp_path):
+    rows = {f"random {keep}": {"method": "random", "keep": keep} for keep in (0.11, 0.12, 0.13)}  # of this test alone
+    recipe = make_recipe(rows=rows, baseline="random 0.11", seeds=[0])
+    catalog, out = load_compare_recipe(str(recipe)).catalog, ("--output", tmp_path / "out")
+
+    def made():
+        names = [name.split("-") for name in PLAN.finished(Path(catalog))]
+        return [keep for _, method, keep, *_ in names if method == "random" and keep in {"0.11", "0.12", "0.13"}]
+
+    found = json.loads(invoke(recipe, "--gate", *out, "--only", "random 0.12", "--json").stdout)
+    assert [row["row"] for row in found["rows"]] == ["random 0.12"]
+    assert made() == ["0.12"]
+    told = invoke(recipe, *out, "--only", "random 0.13")
+    assert told.exit_code == 0, told.exception
+    assert made() == ["0.12", "0.13"]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [row["row"] for row in summary["gate"]["rows"]] == ["random 0.12", "random 0.13"]  # whose plans are there
+    assert [row["row"] for row in summary["rows"] if row["cost"]] == ["random 0.13"]
 
 
 @pytest.mark.usefixtures("one_thread")

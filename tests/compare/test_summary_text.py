@@ -35,7 +35,11 @@ def test_files_show_names_as_they_are(summary, tmp_path):
     assert not re.search(r"(?<!\\)[`\[]", text) and "://" not in text and "www." not in text
     tables = [line for line in text.splitlines() if line.startswith("| ")]
     columns = [len(re.findall(r"(?<!\\)\|", line)) for line in tables]
-    assert sorted(set(columns)) == [3, 4, 13]  # differences and the gate, accuracies, costs: no cell is split
+    assert sorted(set(columns)) == [
+        3,
+        4,
+        13,
+    ]  # differences and the gate, accuracies and ledger, costs: no cell is split
     for plot in tmp_path.glob("*.svg"):
         ElementTree.parse(plot)
     assert not any(re.search(r"[\[{]('|&#39;)", content) for content in (page, text))  # as Python prints values

@@ -167,7 +167,7 @@ def compare(
         _print_runs(study, only or [], chosen)
         return
     if gate:
-        _print_gate(Study(loaded, folder), runner, chosen, as_json)
+        _print_gate(Study(loaded, folder), runner, chosen, only or [], as_json)
         suggest("compare", recipe, *(word for each in settings or [] for word in ("--set", each)), output=output)
         return
 
@@ -207,17 +207,21 @@ def _print_results(summary: Mapping[str, Any]) -> None:
         ]
         print_table(f"{name}, in %: mean ± deviation over seeds", ("row", "measure", "mean", f"minus {baseline}"), rows)
     say("differences have 95 % intervals; * excludes 0, ** does so after Holm's correction, too")
+    ledger = summary["ledger"]
+    print_table("ledger: hours of one run", ledger["columns"], ledger["cells"])
+    for note in ledger["notes"]:
+        say(note)
     for note in summary["treatments"]:
         say(note)
     if not summary["retrieval"]:
         say("no retrieval set is among the evaluation: give one in evaluate.data, such as Flickr30k or MSCOCO")
 
 
-def _print_gate(study: Study, runner: Runner, seeds: list[int], as_json: bool) -> None:
+def _print_gate(study: Study, runner: Runner, seeds: list[int], only: list[str], as_json: bool) -> None:
     from tailwise.compare.study import prepare
 
     prepare(study, runner)
-    found = study.gate(runner, study.runs(seeds=seeds)[0].seed)
+    found = study.gate(runner, study.runs(only, seeds)[0].seed, only)
     if as_json:
         print_json(found)
         return

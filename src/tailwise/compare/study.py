@@ -211,12 +211,16 @@ class Study:
                 _run_quietly(runner, step)
         return Plan(Catalog.open(self.recipe.catalog), str(run.plan.options["name"]))
 
-    def gate(self, runner: Runner, seed: int) -> dict[str, Any]:
-        """Make the plans of all rows for a seed, and return what they do to the samples, as JSON values; nothing is trained."""
+    def has_plan(self, run: Run) -> bool:
+        """Return True if the plan of a run is made."""
+        return find_manifest(Catalog.open(self.recipe.catalog).plan_folder(str(run.plan.options["name"]))) is not None
+
+    def gate(self, runner: Runner, seed: int, only: Collection[str] = ()) -> dict[str, Any]:
+        """Make the plans of rows (by default of all) for a seed, and return what they do to the samples, as JSON values."""
         base = self.recipe.row(self.recipe.baseline)
         rows: list[dict[str, Any]] = []
         with open_truth(Catalog.open(self.recipe.catalog), self.recipe.truth) as labels:
-            for run in self.runs(seeds=[seed]):
+            for run in self.runs(only, [seed]):
                 plan, samples = self.make_plan(run, runner), self.recipe.training(run.row).samples_seen
                 about = {"row": run.row.name, "compose": run.row.compose, "samples_seen": samples}
                 about |= {"cost": samples / self.recipe.training(base).samples_seen}
@@ -255,7 +259,9 @@ def compare(
     runs = study.runs(only, seeds)
     missing = sum(study.result(run) is None for run in runs)
     (output / CACHE).mkdir(parents=True, exist_ok=True)
-    gate = study.gate(runner, runs[0].seed)
+    asked, seed = {run.row.name for run in runs}, runs[0].seed
+    shown = [run.row.name for run in study.runs(seeds=[seed]) if run.row.name in asked or study.has_plan(run)]
+    gate = study.gate(runner, seed, shown)
     for text in gate_lines(gate):
         report(text)
     if missing and not force:

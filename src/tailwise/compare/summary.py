@@ -20,6 +20,7 @@ from tailwise.catalog import Catalog, layout
 from tailwise.catalog.artifacts import find_manifest
 from tailwise.catalog.drops import Survivors
 from tailwise.catalog.files import read_json, write_json
+from tailwise.compare.ledger import Ledger, ledger_table
 from tailwise.compare.recipe import CompareRecipe
 from tailwise.compare.statistics import Difference, detectable, holm, paired, spread
 from tailwise.evaluate.sets import TASKS
@@ -64,6 +65,7 @@ def summarize(
     shown = {name: {seed: figures(item) for seed, item in runs.items()} for name, runs in by_row.items()}
     known = [values for runs in shown.values() for run in runs.values() for values in run.items()]
     sets = {name: [metric for metric in METRICS if metric in values] for name, values in known}
+    ledger = Ledger(Catalog.open(recipe.catalog))
     rows: list[dict[str, Any]] = [
         {
             "row": row.name,
@@ -71,6 +73,7 @@ def summarize(
             "compose": row.compose,
             "seeds": sorted(by_row[row.name]),
             **_about_runs(list(by_row[row.name].values())),
+            "ledger": ledger.of(list(by_row[row.name].values())),
             "sets": {name: {} for name in sets if shown[row.name]},
             "curves": _curves(list(by_row[row.name].values())),
         }
@@ -104,6 +107,7 @@ def summarize(
         "words": words,
         "treatments": treatment_notes(rows, baseline),
         "gate": gate,
+        "ledger": ledger_table(rows),
         "rests_on": _rests_on(recipe, done),
     }
 

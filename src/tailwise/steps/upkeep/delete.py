@@ -256,6 +256,11 @@ def _find(catalog: Catalog, items: Mapping[str, _Item], name: str) -> _Item:
     return items[name]
 
 
+def dependencies(catalog: Catalog) -> dict[str, set[str]]:
+    """Return the names of all artifacts and embedding columns, each with the names of those that it was made from."""
+    return {name: item.uses for name, item in _items(catalog).items()}
+
+
 def _items(catalog: Catalog) -> dict[str, _Item]:
     """Return all artifacts and embedding columns by name, finished and unfinished ones."""
     items = dict[str, _Item]()

@@ -1,0 +1,131 @@
+"""What the plan of each row cost, step by step, and which models and files made elsewhere it rests on: read from the catalog's records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tailwise.catalog import Catalog, layout
+from tailwise.catalog.artifacts import find_manifest, finished_folder
+from tailwise.catalog.durations import seconds_spent
+from tailwise.catalog.embeddings import ENCODER, JOINT, column_record
+from tailwise.catalog.kinds import CLUSTERING, CONCEPTS, KINDS, MATCHES, SCORE
+from tailwise.steps.upkeep.delete import dependencies
+
+TRAINING, SELECTION = "training", "lists and plan"
+_PHASE_OF = {layout.EMBEDDINGS: "embedding", SCORE.folder: "scoring"}
+_PHASE_OF |= dict.fromkeys((CLUSTERING.folder, CONCEPTS.folder, MATCHES.folder), "clustering")
+PHASES = (*dict.fromkeys(_PHASE_OF.values()), SELECTION, TRAINING)
+_ELSEWHERE = {  # inputs of artifacts that no command of tailwise made
+    "score's file": "a file of scores",
+    "score's column": "a column of the samples",
+    "score's target": "a file of target embeddings",
+    "rates": "a file of rates",
+    "list": "a list of samples",
+    "cluster ids": "imported cluster ids",
+    "tables": "a table of captions or concepts",
+    "file": "a table of groups",
+    "bundle": "a plan bundle",
+}
+
+
+class Ledger:
+    """Costs and models of the plans of a catalog."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        """Read which artifacts were made from which."""
+        self._catalog, self._uses = catalog, dependencies(catalog)
+        caches = {
+            kind.folder for kind in KINDS if not kind.made_by
+        }  # scores and the like: found by what they were made from
+        self._caches = {name: self._identity(name) for name in self._uses if name.partition("/")[0] in caches}
+
+    def of(self, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+        """Return the ledger of a row, from the results of its runs; None without runs or if a plan was deleted since.
+
+        "seconds" of each phase are those of one run: means over the runs, each with the whole cost of its steps; "unknown" lists the
+        phases with steps of unknown cost.
+        """
+        plans = [f"{layout.PLANS}/{run['plan']['name']}" for run in runs]
+        if not plans or not self._uses.keys() >= {*plans}:
+            return None
+        steps = {name: self._seconds(name) for plan in plans for name in self._steps(plan)}
+        seconds, unknown = dict.fromkeys(PHASES, 0.0), set()
+        for plan, run in zip(plans, runs, strict=True):
+            seconds[TRAINING] += run["trained"]["seconds"] / len(plans)
+            for name in self._steps(plan):
+                seconds[_phase(name)] += (steps[name] or 0) / len(plans)
+                if steps[name] is None:
+                    unknown.add(_phase(name))
+        models = sorted({model for name in steps for model in self._models(name)})
+        return {"seconds": seconds, "unknown": sorted(unknown), "steps": steps, "models": models}
+
+    def _steps(self, name: str, found: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """Return an artifact or a column, and all that it was made from, behind those that were `found` before."""
+        if name in found or name not in self._uses:
+            return found
+        found = (*found, name)
+        for used in (*sorted(self._uses[name]), *self._caches_of(name)):
+            found = self._steps(used, found)
+        return found
+
+    def _caches_of(self, name: str) -> Iterator[str]:
+        """Yield what a command made on the way to an artifact: its settings and inputs are among those of the artifact."""
+        mine = self._identity(name)
+        for other, its in self._caches.items():
+            same = all(its[part].items() <= mine[part].items() for part in ("config", "inputs"))
+            if same and its["config"]:
+                yield other
+
+    def _identity(self, name: str) -> Mapping[str, Any]:
+        manifest = find_manifest(self._catalog.folder / name)
+        return manifest["identity"] if manifest else {"config": {}, "inputs": {}}
+
+    def _seconds(self, name: str) -> float | None:
+        place = self._catalog.folder / name
+        manifest = find_manifest(place)
+        return seconds_spent(finished_folder(place, manifest["identity"]) if manifest else place)
+
+    def _models(self, name: str) -> Iterator[str]:
+        """Yield the models behind an artifact or a column itself, and what was made elsewhere by a model that is not noted."""
+        folder, _, own = name.partition("/")
+        if folder != layout.EMBEDDINGS:
+            manifest = find_manifest(self._catalog.folder / name) or {"identity": {"inputs": {}}, "summary": {}}
+            for label in manifest["identity"]["inputs"].keys() & _ELSEWHERE.keys():
+                yield f"not noted ({_ELSEWHERE[label]}: {own})"
+            yield from manifest["summary"].get("encoders", {}).values()
+            return
+        record = column_record(self._catalog, own)
+        if record["encoder"] == ENCODER:
+            yield f"not noted (imported embeddings: {own})"
+        elif record["modality"] != JOINT and record["encoder"] != "pixels":
+            yield record["encoder"]
+
+
+def _phase(name: str) -> str:
+    return _PHASE_OF.get(name.partition("/")[0], SELECTION)
+
+
+def hours(ledger: Mapping[str, Any], phase: str) -> str:
+    """Return the hours of a phase as text: ≥ where some steps are of unknown cost, ? where all are."""
+    seconds, least = ledger["seconds"][phase], "≥ " if phase in ledger["unknown"] else ""
+    return "?" if least and not seconds else "0" if not seconds else f"{least}{seconds / 3600:.3g}"
+
+
+def ledger_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return columns, cells and notes, as text, of a table of the ledgers of summary rows."""
+    known = [(row["row"], row["ledger"]) for row in rows if row["ledger"]]
+    cells = [
+        [row, *(hours(ledger, phase) for phase in PHASES), ", ".join(ledger["models"]) or "none"]
+        for row, ledger in known
+    ]
+    users: dict[str, list[str]] = {}
+    for row, ledger in known:
+        for step in ledger["steps"]:
+            users.setdefault(step, []).append(row)
+    shared = [f"{step} ({len(names)} rows)" for step, names in users.items() if len(names) > 1]
+    missing = [step for step in users if any(ledger["steps"].get(step, 0) is None for _, ledger in known)]
+    notes = [f"Shared steps count in full for each of their rows: {', '.join(shared)}."] if shared else []
+    if missing:
+        notes.append(f"No time is recorded of: {', '.join(missing)}. Imports and older versions record none.")
+    return {"columns": ["row", *PHASES, "outside models"], "cells": cells, "notes": notes}
