@@ -79,7 +79,7 @@ class Artifact:
         self.place = place
         self.folder = self._finished() or unfinished(place) / digest(self.identity)
         self.done = False
-        self._held = ExitStack()
+        self._held, self._watch = ExitStack(), Watch()
 
     def __enter__(self) -> Artifact:
         """Opens or begins it.
@@ -95,7 +95,7 @@ class Artifact:
                 self._refuse_other(read_record(self.place / MANIFEST)["identity"], self.place)
             else:
                 self._begin()
-                self._watch = self._held.enter_context(Watch())
+                self._held.enter_context(self._watch)
         except BaseException:
             self._held.close()
             raise

@@ -21,14 +21,17 @@ class Watch:
 
     _running: ClassVar[list[Watch]] = []
 
-    def __enter__(self) -> Watch:
+    def __init__(self) -> None:
         """Start."""
         self._file, self._began, self._inside = f"{SECONDS}{uuid4().hex}{RECORD}", perf_counter(), 0.0
+
+    def __enter__(self) -> Watch:
+        """Count the watches of the block apart."""
         self._running.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop; the seconds do not count for the block around this one."""
+        """Take the seconds off those of the block around this one."""
         self._running.remove(self)
         if self._running:
             self._running[-1]._inside += perf_counter() - self._began

@@ -93,7 +93,7 @@ class Ledger:
             manifest = find_manifest(self._catalog.folder / name) or {"identity": {"inputs": {}}, "summary": {}}
             for label in manifest["identity"]["inputs"].keys() & _ELSEWHERE.keys():
                 yield f"not noted ({_ELSEWHERE[label]}: {own})"
-            yield from manifest["summary"].get("encoders", {}).values()
+            yield from manifest["summary"].get("encoders", ())
             return
         record = column_record(self._catalog, own)
         if record["encoder"] == ENCODER:

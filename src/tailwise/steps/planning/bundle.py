@@ -108,10 +108,9 @@ def make_bundle_plan(catalog: Catalog, name: str, request: PlanRequest, context:
                 with scratch(artifact.path(layout.JOINING), own=True) as work:
                     figures = _Making(catalog, survivors, bundle, artifact, work, context).write(request)
                 write_shard_offsets(catalog, artifact, snapshot)
-                made_with = record.get("encoders") if isinstance(record.get("encoders"), dict) else {}
-                encoders = {
-                    name: str(about.get("encoder")) for name, about in made_with.items() if isinstance(about, dict)
-                }
+                columns = record.get("encoders")
+                made_with = columns.values() if isinstance(columns, dict) else ()
+                encoders = sorted({str(about.get("encoder")) for about in made_with if isinstance(about, dict)})
                 artifact.finish({"pool": survivors.pool, **figures, "encoders": encoders})
     made = Plan(catalog, name)
     check_matched(request.strict, made.summary, request.source)
