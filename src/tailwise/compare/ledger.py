@@ -20,6 +20,7 @@ _ELSEWHERE = {  # inputs of artifacts that no command of tailwise made
     "score's file": "a file of scores",
     "score's column": "a column of the samples",
     "score's target": "a file of target embeddings",
+    "score's target of clusters": "a file of target embeddings",
     "rates": "a file of rates",
     "list": "a list of samples",
     "cluster ids": "imported cluster ids",
