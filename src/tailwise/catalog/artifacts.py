@@ -236,7 +236,7 @@ def parameters(identity: Mapping[str, Any]) -> dict[str, Any]:
     final = config.pop("final_options", None) or {}
     flat = {f"{name}_end": value for name, value in final.items()}
     for name, value in config.items():
-        flat |= value if isinstance(value, Mapping) and name != "score" else {name: value}
+        flat |= value if isinstance(value, Mapping) and name not in {"score", "refill"} else {name: value}
     return flat
 
 

@@ -243,10 +243,11 @@ def test_the_same_whatever_the_batches_buckets_and_parts(catalog, source, tmp_pa
         ("x.pdf", {}, "samples are read from .npy, .txt"),
         ("none.txt", {}, "is no file"),
         ("x.txt", {}, r"none of 2 names in .* \(the first is 'a'\) is the key of a sample; give a list of this pool"),
-        ("x.txt", {"match": "url"}, "is the url of a sample"),
+        ("x.txt", {"match": "url"}, "is the url of a sample; give a list"),
+        ("empty.txt", {}, "empty.txt is empty: give a file that names samples"),
         ("flat.npy", {}, "1-D arrays of dtype u8,u8"),
         ("cut.npy", {}, "can't be read"),
-        ("x.csv", {}, "needs the column one of uid, shard, key"),
+        ("x.csv", {}, "needs one of uid, shard, key"),
         ("x.txt", {"strict": 2.0}, "`strict` 2.0: must lie between 0 and 1"),
         ("x.txt", {"keep": 0.5}, "`keep` does nothing with `only`, without `refill`"),
         ("x.txt", {"seed": 1}, "`seed` does nothing"),
@@ -255,6 +256,7 @@ def test_the_same_whatever_the_batches_buckets_and_parts(catalog, source, tmp_pa
 )
 def test_mistakes_are_one_line(catalog, tmp_path, content, request_, message):
     (tmp_path / "x.txt").write_text("a\nb\n")
+    (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "x.pdf").write_text("a\n")
     (tmp_path / "x.csv").write_text("name\na\n")
     subset(tmp_path / "x.npy", [1])
@@ -285,6 +287,26 @@ def test_the_commands_print_both_shares(catalog, tmp_path):
     assert "2 of 2 names of the file (100.0%) belong to samples, by uid; these are 2 of 200 samples of the pool" in told
 
 
+def test_refills_of_another_kind_are_told_apart(catalog, tmp_path):
+    subset(tmp_path / "s.npy", [1, 2])
+    filter_samples(catalog, FilterRequest(only=tmp_path / "s.npy", refill="random"))
+    with pytest.raises(UserError, match=r"other settings \(`refill` random, 0 → random, 1\)"):
+        filter_samples(catalog, FilterRequest(only=tmp_path / "s.npy", refill="random", seed=1))
+
+
+def test_an_import_without_hashes_is_named_as_the_reason(tmp_path, make_pool):
+    make_pool(tmp_path / "tars", [3])
+    made = import_pool(tmp_path / "tars", tmp_path / "catalog", workers=1).catalog
+    (tmp_path / "x.txt").write_text(MD5[0])
+    with pytest.raises(UserError, match="the import found no md5 beside the samples; give"):
+        filter_samples(made, FilterRequest(only=tmp_path / "x.txt", match="md5"))
+
+
+def test_why_shows_no_hash_as_a_score(catalog):
+    found = json.loads(CliRunner().invoke(app, ["why", str(catalog.folder), "003", "--json"]).stdout)
+    assert found["samples"][0]["key"] == "003" and found["samples"][0]["scores"] == {}
+
+
 # --- removals ----------------------------------------------------------------------------------------------------------
 
 
@@ -305,6 +327,8 @@ def test_urls_and_hashes_are_removed_now_and_in_later_imports(catalog, source, t
     import_pool(tmp_path / "new", catalog.folder, workers=1)
     plan = make_plan(catalog, "all", PlanRequest("random", keep=1.0))
     assert np.flatnonzero(plan.draw(0) == 0).tolist() == [3, 20, 30, 50, 51, 52, 193, 200]
+    (tmp_path / "capitals.csv").write_text(f"SHA256,x\n{SHA256[60].upper()},1\n")
+    assert remove(catalog, tmp_path / "capitals.csv").removed == 1
     (tmp_path / "bad.csv").write_text("sha256\nabc\n")
     with pytest.raises(UserError, match="the sha256 'abc' is none: give 64 hexadecimal digits"):
         remove(catalog, tmp_path / "bad.csv")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tailwise.catalog.catalog import Snapshot
+from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.noted import HEX_DIGITS, NOTED
 from tailwise.errors import NotFoundError, UserError
 from tailwise.execution.keys import HASH
@@ -24,7 +24,7 @@ from tailwise.progress import Track, silent
 from tailwise.shards.columns import DAMAGE, numbers, texts, uid_texts
 from tailwise.sources.embedding_files import StoredRows
 from tailwise.steps.importing.join import BATCH, NO_KEY, batched, column_names, read_table_columns
-from tailwise.steps.importing.names import NameIndex, Names, place_name
+from tailwise.steps.importing.names import NameIndex, Names, place_name, sample_hashes
 from tailwise.storage.delimited import iterate_keys
 from tailwise.text import did_you_mean
 
@@ -88,24 +88,17 @@ class SampleList:
 
     def _kinds_of_table(self) -> tuple[str, ...]:
         names = column_names(self.path)
-        there = {kind: all(column in names for column in columns) for kind, columns in self._columns(names).items()}
-        there["key"] &= self.match == "key" or not there["shard"]
-        found = tuple(kind for kind, is_there in there.items() if is_there and self.match in {None, kind})
+        columns = name_columns(names)
+        found = tuple(kinds_there(names, self.match))
         values = [] if self.column is None else [self.column]
         if not found or not {*values} <= {*names}:
-            wanted = " and ".join([*map(repr, values), *(self._columns(names)[self.match] if self.match else ())])
-            either = "" if self.match else f"{' and ' * bool(values)}one of {', '.join(self._columns(names))}"
-            raise UserError(f"{self.path} needs the column {wanted}{either}; it has {', '.join(names)}")
-        for name in [*values, *self._columns(names)[found[0]]]:
+            wanted = [f"the column {name!r}" for name in values]
+            wanted.append(" and ".join(columns[self.match]) if self.match else f"one of {', '.join(columns)}")
+            raise UserError(f"{self.path} needs {' and '.join(wanted)}; it has {', '.join(names) or 'none'}")
+        for name in [*values, *columns[found[0]]]:
             if names.count(name) > 1:
                 raise UserError(f"{self.path} has {names.count(name)} columns called {name!r}: give it one")
         return found
-
-    def _columns(self, names: list[str]) -> dict[str, tuple[str, ...]]:
-        """Return the columns that each kind of name is read from, the preferred kind first; urls and hashes in any case."""
-        lower = {name.lower(): name for name in reversed(names)}
-        noted = {kind: (lower.get(kind, kind),) for kind in ("sha256", "md5", "url")}
-        return {"uid": ("uid",), "shard": ("shard", "key"), "key": ("key",), "image_path": ("image_path",), **noted}
 
     def entries(self, kind: str) -> Iterator[Entries]:
         """Yield the names of a kind and their values, float64 [n], in batches; a UserError if they cannot be read."""
@@ -135,13 +128,29 @@ class SampleList:
             yield from self._table(kind)
 
     def _table(self, kind: str) -> Iterator[Entries]:
-        columns = self._columns(column_names(self.path))[kind]
+        columns = name_columns(column_names(self.path))[kind]
         given = [] if self.column is None else [self.column]
         for arrays in read_table_columns(self.path, [*columns, *given]):
             parts = [_texts(kind, values, name) for name, values in zip(columns, arrays, strict=False)]
             names = parts[0] if len(parts) == 1 else [place_name(*pair) for pair in zip(*parts, strict=True)]
             values = numbers(arrays[-1], self.column).to_numpy(zero_copy_only=False) if self.column else None
             yield names, values
+
+
+def name_columns(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the columns that a table with columns of these names has for each kind of name, the preferred kind first.
+
+    Columns of urls and hashes may be in any case.
+    """
+    lower = {name.lower(): name for name in reversed(names)}
+    noted = {kind: (lower.get(kind, kind),) for kind in ("sha256", "md5", "url")}
+    return {"uid": ("uid",), "shard": ("shard", "key"), "key": ("key",), "image_path": ("image_path",), **noted}
+
+
+def kinds_there(names: Sequence[str], match: str | None) -> list[str]:
+    """Return the kinds of names that a table with columns of these names has, the preferred kind first; only `match`, if it is given."""
+    there = [kind for kind, columns in name_columns(names).items() if {*columns} <= {*names}]
+    return [kind for kind in there if kind == match or (match is None and (kind != "key" or "shard" not in there))]
 
 
 def guessed(name: str) -> tuple[str, ...]:
@@ -237,14 +246,17 @@ def read_list(
             return
 
 
-def no_match(listed: SampleList, kind: str, index: NameIndex) -> UserError:
+def no_match(catalog: Catalog, snapshot: Snapshot, listed: SampleList, kind: str, index: NameIndex) -> UserError:
     """Return the error for a list of which no name belongs to a sample; `kind` is the last that was tried."""
+    if not index.count:
+        return UserError(f"{listed.path} is empty: give a file that names samples")
+    noted = all(not sample_hashes(catalog, part, kind)[1].any() for part in catalog.parts(snapshot))
     example = "" if index.example is None else f" (the first is {index.example!r})"
     remedy = "give a list of this pool" + ", or another `match`" * (listed.path.suffix.lower() != ".npy")
     tried = " or ".join(listed.kinds)
-    noted = f": the import found no {kind} beside the samples" if kind in NOTED else ""
+    why = f": the import found no {kind} beside the samples" * noted
     return UserError(
-        f"none of {index.count:,} names in {listed.path}{example} is the {tried} of a sample{noted}; {remedy}"
+        f"none of {index.count:,} names in {listed.path}{example} is the {tried} of a sample{why}; {remedy}"
     )
 
 

@@ -150,7 +150,7 @@ def _join(
             fill(catalog, snapshot, kind, index, rates, None if listed.counted else "rate")
         matched = int((~np.isnan(rates)).sum())
         if listed.counted and not matched:
-            raise no_match(listed, kind, index)
+            raise no_match(catalog, snapshot, listed, kind, index)
         if listed.counted and np.nanmax(rates) > MAX_REPEATS:
             raise UserError(
                 f"a name is given {np.nanmax(rates):,.0f} times in {listed.path}: at most {MAX_REPEATS} copies are possible"

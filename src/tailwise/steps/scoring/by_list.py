@@ -51,7 +51,7 @@ def drop_by_list(catalog: Catalog, name: str, request: FilterRequest, context: C
     }
     inputs = {"snapshot": snapshot.id, "list": file_digest(listed.path), **survivors.inputs}
     if request.refill == "random":
-        config["refill"] = {"by": "random", "seed": request.seed or 0}
+        config["refill"] = {"name": "random", "seed": request.seed or 0}
     elif request.refill is not None:
         config["refill"] = score_config(request.score)
         inputs |= score_inputs(catalog, snapshot, request.score)
@@ -102,7 +102,7 @@ class _Judge:
             for part, numbers in named_rows(catalog, snapshot, kind, index):
                 self._state[part.span] = np.where(numbers >= 0, LISTED, OTHER)
         if not index.matched:
-            raise no_match(listed, kind, index)
+            raise no_match(catalog, snapshot, listed, kind, index)
         figures = {"entries": index.count, "names": index.distinct, "names_matched": index.matched}
         self._figures = {"matched_by": kind, **figures, "example": index.example}
         check_matched(request.strict, self._figures, str(listed.path))

@@ -22,7 +22,7 @@ from tailwise.context import Context
 from tailwise.errors import NotFoundError, UnsupportedError, UserError
 from tailwise.shards.columns import DAMAGE
 from tailwise.steps.importing.join import column_names, read_table_columns
-from tailwise.steps.importing.listed import MATCHES, guessed
+from tailwise.steps.importing.listed import MATCHES, guessed, kinds_there, name_columns
 from tailwise.storage.delimited import read_keys
 from tailwise.storage.local import locked
 from tailwise.text import did_you_mean, is_unicode
@@ -166,17 +166,15 @@ def _read_text(path: Path, match: str | None) -> pa.Table:
 
 def _read_table(path: Path, match: str | None) -> pa.Table:
     names = column_names(path)
-    kinds = {"uid": ("uid",), "shard": ("key", "shard"), "key": ("key",), **{name: (name,) for name in NOTED}}
-    wanted = kinds if match is None else {match: kinds[match]}
-    columns = next((columns for columns in wanted.values() if {*columns} <= {*names}), None)
-    if columns is None:
-        needed = (
-            "uid, or key, or key and shard, or url, sha256 or md5" if match is None else " and ".join(wanted[match])
-        )
+    kind = next((kind for kind in kinds_there(names, match) if kind in MATCHES), None)
+    if kind is None:
+        either = "uid, or key, or key and shard, or url, sha256 or md5"
+        needed = " and ".join(name_columns(names)[match]) if match else either
         raise UserError(f"{path} needs the column {needed}; it has {', '.join(names)}")
+    columns = ("shard", "key") if kind == "shard" else (kind,)
     lists: dict[str, list[Any]] = {name: [] for name in columns}
     try:
-        for arrays in read_table_columns(path, columns):
+        for arrays in read_table_columns(path, name_columns(names)[kind]):
             for name, values in zip(columns, arrays, strict=True):
                 lists[name] += values.to_pylist()
     except DAMAGE as error:

@@ -18,6 +18,7 @@ from tailwise.catalog.drops import DropList
 from tailwise.catalog.embeddings import MODALITIES, column_names
 from tailwise.catalog.files import check_file
 from tailwise.catalog.kinds import CAPTIONS, CLUSTERING, DROP_LIST, PLAN
+from tailwise.catalog.noted import HASH_COLUMNS
 from tailwise.catalog.removals import Removals
 from tailwise.catalog.schema import SAMPLE_SCHEMA
 from tailwise.errors import UserError
@@ -130,7 +131,7 @@ class _SampleHistory:
         found["uid"], found["shard_id"] = found["uid"].hex(), found["shard"]
         found["shard"] = self._paths[found["shard_id"]].as_py()
         names = ("key", "uid", "shard", "shard_id", *SAMPLE_SCHEMA.names[3:])
-        scores = {name: value for name, value in found.items() if name not in names}
+        scores = {name: value for name, value in found.items() if name not in {*names, *HASH_COLUMNS.values()}}
         return {**{name: found[name] for name in names}, "scores": scores}
 
     def _name(self, row: int) -> Story:
