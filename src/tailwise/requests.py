@@ -445,7 +445,9 @@ class PlanRequest:
     final_options: Annotated[
         Mapping[str, float], "As `alpha_end`, for any option of a method; may be given again.", "--final-option"
     ] = field(default_factory=dict)
-    max_repeats: Annotated[int, "Copies of a sample per epoch, at most (1 to 255)."] = 1
+    max_repeats: Annotated[
+        int | None, "Copies of a sample per epoch, at most (1 to 255).  [default: 1; with `of`, the bound of that plan]"
+    ] = None
     above_one: Annotated[
         str,
         "Quotas above `max_repeats` per sample: refill (other clusters get what is above) or truncate (no cluster does, "
@@ -703,7 +705,7 @@ def numbers_of(parameter: str, texts: Sequence[str]) -> dict[str, float]:
     """Return texts NAME=VALUE as names and numbers; a UserError names the parameter."""
     pairs: dict[str, float] = {}
     for text in texts:
-        name, _, value = text.partition("=")
+        name, _, value = map(str.strip, text.partition("="))
         if name in pairs:
             raise UserError(f"`{parameter}` {name} is given twice: give it once")
         try:

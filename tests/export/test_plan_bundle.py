@@ -77,6 +77,11 @@ def pools(tmp_path_factory, make_tar, make_image):
         "ranked": PlanRequest("top-score", score="caption-characters", keep=0.3),
         "rates": PlanRequest("rates", rates=folder / "rates.json", seed=2),
         "balanced": PlanRequest("text-balance", entries=folder / "entries.txt", per_entry=9, seed=4, dynamic=True),
+        "scs": PlanRequest("scs", score="caption-characters", keep=1.5, seed=1),
+        "scs-rates": PlanRequest("scs", score="caption-characters", keep=1.5, draw="bernoulli"),
+        "stream-rates": PlanRequest("rates", rates=folder / "rates.json", draw="stream"),
+        "mixture": PlanRequest("mixture", shares={"a": 0.5, "b": 0.3, "c": 0.2}, keep=0.4, clustering="g"),
+        "mixed-scs": PlanRequest("mixture", of="scs", shares={"b": 0.5, "c": 0.5}, clustering="g", max_repeats=30),
     }
     for name, request in requests.items():
         export(make_plan(ours, name, request), "plan-bundle", folder / f"bundle-{name}")
@@ -84,6 +89,7 @@ def pools(tmp_path_factory, make_tar, make_image):
 
 
 PLANS = ("stream", "repeats", "annealed", "bernoulli", "once", "ranked", "rates", "balanced")
+PLANS += ("scs", "scs-rates", "stream-rates", "mixture", "mixed-scs")
 
 
 def drawn(plan, epoch):
@@ -104,6 +110,8 @@ def test_the_epochs_are_the_same_on_a_copy_in_another_order(pools, name):
         assert drawn(theirs, epoch) == drawn(ours, epoch)
     assert theirs.changes == ours.changes and theirs.annealed == (name == "annealed")
     assert first_epoch(theirs).total == pytest.approx(first_epoch(ours).total)
+    if ours.changes:  # else the bundle holds copies
+        assert theirs.has_clusters == ours.has_clusters
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -225,6 +233,9 @@ def test_what_is_no_bundle_is_refused(pools, tmp_path):
     refused("format 9, this tailwise reads 1")
     changed(RECORD, json.dumps({**record, "files": {**record["files"], "../../x": {}}}).encode())
     refused("is damaged")
+    for damage in ({"files": {SAMPLES: "x"}}, {"files": {SAMPLES: None}}, {"by_rate": True}, {"rate_groups": 1}):
+        changed(RECORD, json.dumps({**record, **damage}).encode())
+        refused("is damaged")
     changed(SAMPLES, b"PAR1")
     refused("is missing, or not the file that")
     strangers = pq.read_table(good / SAMPLES)

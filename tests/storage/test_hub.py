@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ import pytest
 
 from tailwise import Loader, PlanRequest, export_plan, import_pool, make_plan
 from tailwise.errors import UserError
+from tailwise.plan.plan import Plan
 from tailwise.storage import remote
 from tailwise.storage.errors import RemoteUnsupportedError
 from tailwise.storage.remote import read_range, size_of
@@ -90,9 +92,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def part(self, path):
         content = (self.server.folder / path.strip("/")).read_bytes()
+        if "Range" not in self.headers:
+            return self.answer(200, content)
         start, stop = map(int, re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"]).groups())
         stop = min(stop + 1, len(content))
-        self.answer(206, content[start:stop], Content_Range=f"bytes {start}-{stop - 1}/{len(content)}")
+        return self.answer(206, content[start:stop], Content_Range=f"bytes {start}-{stop - 1}/{len(content)}")
 
     def answer(self, status, content=b"", **headers):
         self.send_response(status)
@@ -208,6 +212,24 @@ def test_lists_of_urls_are_read_from_the_hub(hub, pool, tmp_path):
     plan = make_plan(catalog, "p", PlanRequest("random", keep=1.0))
     assert export_plan(plan, "urls", tmp_path / "urls.parquet", epoch=0) == 18
     assert pq.read_table(tmp_path / "urls.parquet")["url"].to_pylist()[9:11] == ["https://1/0", "https://1/1"]
+
+
+@pytest.mark.parametrize("folder", ["", "/plans/one"])
+def test_plan_bundles_are_read_from_the_hub(hub, pool, tmp_path, run_tailwise, folder):
+    catalog = import_pool(str(pool / "data"), tmp_path / "catalog", workers=1).catalog
+    plan = make_plan(catalog, "p", PlanRequest("random", keep=0.5, seed=3))
+    export_plan(plan, "plan-bundle", tmp_path / "bundle")
+    shutil.copytree(tmp_path / "bundle", pool / folder.strip("/"), dirs_exist_ok=True)
+    hub.sick, hub.storage.sick = once(status=429, Retry_After="0"), once(status=503)
+    source = f"hf://datasets/some/pool{folder}"
+    shown = run_tailwise("plan", catalog.folder, "theirs", "--from", source).stdout
+    assert "no sample of the bundle is missing" in shown
+    assert (Plan(catalog, "theirs").draw(4) == plan.draw(4)).all()
+    assert source in run_tailwise("plan", catalog.folder, "x", "--from", f"{source}/no", code=2).stderr
+    record = pool / folder.strip("/") / "plan.json"
+    record.write_text(record.read_text().replace('"seed": 3', '"seed": 4'))
+    (record.parent / "plan.parquet").write_bytes(b"PAR1")
+    assert "is missing, or not the file" in run_tailwise("plan", catalog.folder, "x", "--from", source, code=2).stderr
 
 
 def test_reads_are_ranges_of_no_more_than_was_asked_for(hub, pool):

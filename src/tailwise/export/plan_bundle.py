@@ -143,6 +143,7 @@ def _record(plan: Plan, request: ExportRequest) -> dict[str, Any]:
         "licence": request.licence,
         "fixed": not plan.changes,
         "by_rate": plan.by_rate,
+        "rate_groups": bool(plan.config.get("rate_groups")),
         "draw": plan.draw_name,
         "dynamic": plan.dynamic,
         "seed": plan.config["seed"],

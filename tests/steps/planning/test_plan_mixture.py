@@ -131,6 +131,14 @@ def test_what_a_group_cannot_give_is_dealt_to_the_others(pool, kinds):
     assert plan.draw(0).max() == 1
 
 
+def test_the_bound_of_copies_is_that_of_the_plan_or_the_given_one(pool):
+    make_plan(pool, "of", PlanRequest("dynamics", keep=0.5, max_repeats=3))
+    for asked, most in ((None, 3), (1, 1), (2, 2), (5, 5)):
+        plan = make_plan(pool, f"p{asked}", mixture("big=0.4,small=0.6", of="of", max_repeats=asked))
+        assert plan.config["max_repeats"] == most and plan.draw(0).sum() == 300
+        assert plan.rate(slice(0, 600)).max() == most
+
+
 def test_a_mixture_of_a_subset_repeats_its_samples_and_stays_static(pool, kinds):
     of = make_plan(pool, "of", PlanRequest("ssp", keep=0.3))
     with pytest.raises(
@@ -229,7 +237,7 @@ def test_mistakes_are_named(pool, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             make_plan(pool, "p", request)
-    assert read_shares({"b": 1, "a": 3}) == {"a": 0.75, "b": 0.25}
+    assert read_shares({"b": 1, "a": 3}) == read_shares(" b =1e308, a=3e307") | {"a": 0.75, "b": 0.25}
 
 
 def test_open_clips_factors_are_a_mixture(sourced, tmp_path):
@@ -243,6 +251,9 @@ def test_open_clips_factors_are_a_mixture(sourced, tmp_path):
     assert [plan.draw(1)[:10].tolist(), plan.draw(1)[10:].sum()] == [[1] * 10, 10]
     typed = f"`tailwise plan {sourced.folder} epochs-mixture-1-3 --method mixture --of epochs --max-repeats 1 --shares laion=0.5,cc12m=0.5`"
     assert mixture.command == typed
+    with pytest.raises(UserError, match=r"each sample of cc12m would be drawn .* at most 255 are possible: lower"):
+        make_plan(sourced, "long", PlanRequest("random", keep=200.0, max_repeats=200))
+        mixture_of_factors(Plan(sourced, "long"), data, "1::9")
     more = mixture_of_factors(Plan(sourced, "epochs"), data, "0.5::9")
     assert more.request.max_repeats == 2  # 90 : 15 of 20 samples: 17 of 10
     assert more.make().draw(0)[:10].sum() == pytest.approx(17, abs=1)

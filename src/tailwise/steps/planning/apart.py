@@ -23,7 +23,7 @@ from tailwise.plan.plan import Plan
 from tailwise.plan.quotas import UNIT_BITS, UNITS, round_to_sum
 from tailwise.requests import PlanRequest
 from tailwise.steps.planning.grouping import OUTSIDE
-from tailwise.steps.planning.weighted import draw_of, write_groups, write_shard_offsets
+from tailwise.steps.planning.weighted import draw_of, max_repeats_of, write_groups, write_shard_offsets
 from tailwise.steps.ranks import write_appearance_ranks
 from tailwise.steps.upkeep.excluded import lists_of
 
@@ -75,6 +75,19 @@ class Rates:
         return np.where(groups >= 0, np.minimum(rates * scales[groups], most), 0.0).astype(np.float32)
 
 
+def refuse_annealed(plan: Plan) -> None:
+    """Raise a UserError if the rates of a plan change from epoch to epoch."""
+    if plan.annealed:
+        raise UserError(f"plan {plan.name!r} changes its rates from epoch to epoch: give one without annealing")
+
+
+def most_copies(plan: Plan) -> int:
+    """Return the bound on copies of a sample: that of the plan, or the least whole number above all its rates."""
+    if not plan.by_rate:
+        return int(plan.config["max_repeats"])
+    return max(1, math.ceil(max(float(plan.rates[span].max(initial=0)) for span in plan.spans())))
+
+
 class Apart:
     """The request of a plan that is made from another one."""
 
@@ -84,14 +97,13 @@ class Apart:
             raise UserError(f"method {request.method!r} needs `of`, the name of a plan whose rates it starts from")
         self.of, self._context = Plan(catalog, request.of), context
         self.clustering = Clustering.open(catalog, request.clustering or "main")
-        if self.of.annealed:
-            raise UserError(f"plan {request.of!r} changes its rates from epoch to epoch: give one without annealing")
+        refuse_annealed(self.of)
         if self.clustering.snapshot.id != self.of.snapshot.id:
             numbers = f"{self.of.snapshot.number}, and {self.clustering.name!r} for {self.clustering.snapshot.number}"
             raise UserError(f"plan {request.of!r} was made for snapshot {numbers}: make both for one snapshot")
         self.parts = catalog.parts(self.of.snapshot)
         self.rates = Rates(self.of, self.clustering.name, self.clustering.table.num_rows + 1, positive)
-        self.most = max(request.max_repeats, self._max_repeats())
+        self.most = max_repeats_of(request, most_copies(self.of))
         self.scales = np.zeros(self.rates.groups)
         self.sizes, _, self.units = self.sums()
         users = (self.of, *filter(None, [Clustering.find(catalog, self.of.clustering)]))
@@ -112,12 +124,6 @@ class Apart:
             "seed": request.seed,
         }
         self.figures = {"pool": self.of.pool, "eligible": int(self.sizes.sum())}
-
-    def _max_repeats(self) -> int:
-        """Return the bound on copies of a sample: that of the plan, or the least whole number above all its rates."""
-        if not self.of.by_rate:
-            return int(self.of.config["max_repeats"])
-        return max(1, math.ceil(max(float(self.of.rates[span].max(initial=0)) for span in self.of.spans())))
 
     def sums(self) -> Integers:
         """Return `Rates.sums` of all parts at the present scales: int64 [3, G]."""

@@ -101,6 +101,7 @@ def make_bundle_plan(catalog: Catalog, name: str, request: PlanRequest, context:
             "dynamic": bool(record["dynamic"]) and not bundle.fixed,
             "draw": "bernoulli" if bundle.fixed else record["draw"],
             "seed": record["seed"],
+            "rate_groups": record["rate_groups"] and not bundle.fixed,
         }
         inputs = {"snapshot": snapshot.id, "bundle": file_digest(bundle.folder / RECORD), **survivors.inputs}
         with Artifact(catalog.plan_folder(name), "plan", config, inputs) as artifact:
@@ -151,11 +152,19 @@ def _record(folder: Path, source: str) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         found = record.get("format") if isinstance(record, dict) else None
         raise UnsupportedError(f"{source} is a plan bundle of format {found!r}, this tailwise reads {FORMAT}")
-    kinds: dict[str, Any] = {"name": str, "fixed": bool, "by_rate": bool, "dynamic": bool, "uids_of_source": bool}
+    kinds: dict[str, Any] = {"name": str, "fixed": bool, "by_rate": bool, "rate_groups": bool, "dynamic": bool}
+    kinds |= {"uids_of_source": bool}
     kinds |= {"seed": int, "samples": int, "max_repeats": int, "files": dict, "draw": str}
     wrong = [name for name, kind in kinds.items() if not isinstance(record.get(name), kind)]
     names = {SAMPLES, layout.GROUP_TABLE, layout.QUOTAS}
-    if wrong or record["draw"] not in DRAWS or not {SAMPLES} <= {*record["files"]} <= names or record["samples"] < 1:
+    if (
+        wrong
+        or record["draw"] not in DRAWS
+        or (record["by_rate"] and record["draw"] != "bernoulli")
+        or not {SAMPLES} <= {*record["files"]} <= names
+        or not all(isinstance(about, dict) for about in record["files"].values())
+        or record["samples"] < 1
+    ):
         raise DamagedError(f"{RECORD} of {source} is damaged{f': {wrong[0]}' if wrong else ''}; get the bundle again")
     return record
 

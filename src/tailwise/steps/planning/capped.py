@@ -28,8 +28,8 @@ from tailwise.steps.planning.weighted import (
     MAX_REPEATS,
     asked_amounts,
     budget_of,
-    check_max_repeats,
     draw_of,
+    max_repeats_of,
     score_of,
     write_groups,
     write_shard_offsets,
@@ -96,8 +96,7 @@ def make_capped_plan(catalog: Catalog, name: str, request: PlanRequest, context:
     if request.score is None:
         raise UserError(f"method {request.method!r} needs `score`, the name of a score")
     soft = request.method == "scs"
-    check_max_repeats(request)
-    most = MAX_REPEATS if soft else request.max_repeats
+    most = MAX_REPEATS if soft else max_repeats_of(request)
     options = _options(request, soft=soft)
     score = score_of(request)
     draw = draw_of(request, "random")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from tailwise.plan.quotas import UNITS
 from tailwise.requests import GroupRequest, PlanRequest
 from tailwise.steps.grouping.group import group
 from tailwise.steps.grouping.sources import SOURCE, sources_of
+from tailwise.steps.planning.apart import most_copies, refuse_annealed
 from tailwise.steps.planning.plan import make_plan
 from tailwise.steps.planning.weighted import MAX_REPEATS
 from tailwise.text import command_line
@@ -83,6 +83,7 @@ def mixture_of_factors(plan: Plan, train_data: str | None, factors: str) -> Fact
         raise UserError(f"{given}: give numbers above 0 with :: between them, such as 1::2")
     if train_data is None:
         raise UserError(f"{given}: give --train-data too, which says which source each factor belongs to")
+    refuse_annealed(plan)
     sources, budgets, samples = _sources(plan)
     order = [_source_of(piece, sources) for piece in train_data.split("::")]
     if len(order) != len(numbers) or len({*order}) < len(order):
@@ -97,17 +98,22 @@ def mixture_of_factors(plan: Plan, train_data: str | None, factors: str) -> Fact
         )
     shares = {name: float(f"{weight / total:g}") for name, weight in weights.items()}
     budget = sum(budgets.values()) / UNITS
-    repeats = max(math.ceil(share * budget / samples[name] - 1e-4) for name, share in shares.items())
-    own = 1 if plan.by_rate else int(plan.config["max_repeats"])
+    copies = {name: math.ceil(share * budget / samples[name] - 1e-4) for name, share in shares.items()}
+    most = max(copies, key=copies.__getitem__)
+    if copies[most] > MAX_REPEATS:
+        raise UserError(
+            f"{given}: each sample of {most} would be drawn {copies[most]:,} times an epoch, and at most {MAX_REPEATS} are possible: "
+            "lower its factor"
+        )
     request = PlanRequest(
         "mixture",
         of=plan.name,
         clustering=SOURCE,
         shares=shares,
-        max_repeats=min(max(own, repeats), MAX_REPEATS),
+        max_repeats=max(most_copies(plan), copies[most]),
         seed=int(plan.config["seed"]),
     )
-    name = f"{plan.name}-mixture-{'-'.join(re.sub('[^0-9.]', '', f'{number:g}') for number in numbers)}"
+    name = f"{plan.name}-mixture-{'-'.join(f'{number:g}'.replace('+', '') for number in numbers)}"
     return FactorMixture(plan, name, request, dict(zip(order, numbers, strict=True)))
 
 

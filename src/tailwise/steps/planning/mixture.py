@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,11 +24,12 @@ from tailwise.steps.planning.apart import Apart, Rates
 from tailwise.steps.planning.cells import tally, write_cells
 from tailwise.steps.planning.grouping import mixture_figures, shares_of_groups
 from tailwise.steps.planning.weighted import (
-    check_max_repeats,
     draw_of,
     make_weighted_plan,
+    max_repeats_of,
     write_shard_offsets,
 )
+from tailwise.storage.delimited import parse_json, read_text
 from tailwise.text import command_line
 
 Floats = npt.NDArray[np.float64]
@@ -49,7 +48,7 @@ def make_mixture(catalog: Catalog, name: str, request: PlanRequest, context: Con
         UserError: shares are not numbers above 0 or name no group, there is no such grouping or plan, or the groups can't give the budget.
     """
     context = context or Context()
-    check_max_repeats(request)
+    max_repeats_of(request)
     shares = read_shares(request.shares)
     clustering = request.clustering or SOURCE
     Clustering.open(catalog, clustering, f"make it with {command_line('group', catalog.folder, by=clustering)}")
@@ -74,7 +73,7 @@ def read_shares(given: str | Mapping[str, float] | None) -> dict[str, float]:
     shares: Any = given
     if isinstance(given, str) and given.endswith(".json"):
         try:
-            shares = json.loads(Path(given).read_text(encoding="utf-8"))
+            shares = parse_json(read_text(given))
         except (OSError, ValueError) as error:
             raise UserError(f"`shares` {given} can't be read as JSON: {error}") from error
     elif isinstance(given, str):
@@ -85,8 +84,9 @@ def read_shares(given: str | Mapping[str, float] | None) -> dict[str, float]:
     )
     if not sound or not shares:
         raise UserError(f"`shares` {given}: give names of groups and numbers above 0, such as laion=0.6,cc12m=0.4")
-    total = math.fsum(shares.values())
-    return {str(name): share / total for name, share in sorted(shares.items())}
+    greatest = max(shares.values())  # divided by first, as the sum of huge numbers is infinite
+    total = math.fsum(share / greatest for share in shares.values())
+    return {str(name): share / greatest / total for name, share in sorted(shares.items())}
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,14 +54,15 @@ def make_weighted_plan(
     _check_bounds(request, method)
     clusters = clustering if method.grouping == "clusters" else None
     grouping = Grouping(catalog, clusters, context, without=request.without, score=score, shares=shares)
-    budget = budget_of(request, grouping, request.max_repeats, per_cluster=method.per_cluster)
+    most = max_repeats_of(request)
+    budget = budget_of(request, grouping, most, per_cluster=method.per_cluster)
     config: dict[str, Any] = {
         "method": request.method,
         "options": options,
         "clustering": clusters,
         "snapshot": grouping.snapshot.number,
         "asked": asked_amounts(request),
-        "max_repeats": request.max_repeats,
+        "max_repeats": most,
         "min_per_cluster": method.min_per_cluster if request.min_per_cluster is None else request.min_per_cluster,
         "class_balance": request.class_balance or 0.0,
         "pick": pick,
@@ -124,7 +125,7 @@ def draw_of(request: PlanRequest, pick: str) -> str:
         return request.draw or "stream"
     if request.draw is not None:
         raise UserError(f"`draw` {request.draw} with `pick` {pick}: a ranked pick isn't random; use `pick` random")
-    if request.max_repeats != 1:
+    if request.max_repeats not in {None, 1}:
         raise UserError(f"`max_repeats` {request.max_repeats} with `pick` {pick}: a ranked pick takes each sample once")
     return "ranked"
 
@@ -185,14 +186,16 @@ def truncates(request: PlanRequest) -> bool:
     return request.above_one == "truncate"
 
 
-def check_max_repeats(request: PlanRequest) -> None:
-    """Raise a UserError if `max_repeats` is out of bounds."""
-    if not 1 <= request.max_repeats <= MAX_REPEATS:
-        raise UserError(f"`max_repeats` {request.max_repeats}: must lie between 1 and {MAX_REPEATS}")
+def max_repeats_of(request: PlanRequest, default: int = 1) -> int:
+    """Return `max_repeats`, or the default where it is not given; raise a UserError if it is out of bounds."""
+    most = default if request.max_repeats is None else request.max_repeats
+    if not 1 <= most <= MAX_REPEATS:
+        raise UserError(f"`max_repeats` {most}: must lie between 1 and {MAX_REPEATS}")
+    return most
 
 
 def _check_bounds(request: PlanRequest, method: Method) -> None:
-    check_max_repeats(request)
+    max_repeats_of(request)
     if truncates(request) and (method.fill == "shift" or request.per_cluster is not None):
         why = (
             "`per_cluster` is a bound itself" if request.per_cluster is not None else "its paper solves for the budget"
