@@ -295,6 +295,28 @@ def test_output_in_a_value_needs_an_output():
             "step export:p: name is 'p', which no step before it makes",
         ),
         ([{"cluster": {"k": 5, "without": ["duplicates"]}}], "without is 'duplicates', which no step before it makes"),
+        (
+            [{"plan": {"name": "p", "method": "mixture", "shares": "a=1", "keep": 0.1}}, {"group": {"by": "source"}}],
+            "clustering is 'source', which no step before it makes",
+        ),
+        (
+            [{"plan": {"name": "o", "method": "random"}}, {"plan": {"name": "p", "method": "within", "of": "o"}}],
+            "clustering is 'main', which no step before it makes",
+        ),
+        ([{"plan": {"name": "p", "concepts": "tags", "keep": 0.1}}], "concepts is 'tags', which no step before it"),
+        ([{"group": {"concepts": "tags"}}], "concepts is 'tags', which no step before it makes"),
+        ([{"concepts": {"name": "both", "both": ["a", "b"]}}], "both is 'a', which no step before it makes"),
+        (
+            [
+                {"plan": {"name": "p", "method": "random", "keep": 0.1}},
+                {"train": {"name": "p", "epochs": 1, "compose": "diverse:tags"}},
+            ],
+            "compose is 'tags', which no step before it makes, and .* has none: add a step concepts",
+        ),
+        ([{"filter": {"only": "list.npy"}}], "only is 'list.npy', which is no file"),
+        ([{"filter": {"not": "list.npy"}}], "exclude is 'list.npy', which is no file"),
+        ([{"plan": {"name": "p", "rates": "r.json"}}], "rates is 'r.json', which is no file"),
+        ([{"plan": {"name": "p", "method": "scs", "score": "s", "score-file": "s.csv"}}], "score-file is 's.csv'"),
         ([{"train": {"name": "p", "epochs": 1}}], "step train:p: name is 'p', which no step before it makes"),
         (
             [
@@ -310,6 +332,29 @@ def test_names_that_nothing_makes_are_refused(steps, message, tmp_path):
     made = [Step(*item) for step in steps for item in step.items()]
     with pytest.raises(UserError, match=message):
         check(made, tmp_path)
+
+
+def test_steps_may_name_what_earlier_steps_make(tmp_path):
+    made = [
+        Step("group", {"by": "source"}),
+        Step("concepts", {"name": "tags", "entries": __file__}),
+        Step("concepts", {"name": "words", "entries": __file__}),
+        Step("concepts", {"name": "agreed", "both": ["tags", "words"]}),
+        Step("group", {"concepts": "agreed", "name": "g"}),
+        Step("plan", {"name": "p", "method": "mixture", "shares": "a=1", "keep": 0.1}),
+        Step("export", {"name": "p", "to": "keys", "output": "keys.txt"}),
+        Step("filter", {"only": "out/keys.txt"}),
+        Step("train", {"name": "p", "epochs": 1, "compose": "diverse:agreed"}),
+    ]
+    check(made, tmp_path)
+
+
+def test_a_dry_run_takes_a_finished_score_for_the_same(run_tailwise, small_catalog, tmp_path):
+    steps = [{"plan": {"name": "p", "method": "top-score", "score": "caption-words", "keep": 0.5}}]
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(yaml.safe_dump({"name": "r", "about": "r", "catalog": str(small_catalog.folder), "steps": steps}))
+    run_tailwise("run", recipe)
+    assert "is there" in run_tailwise("run", recipe, "--dry-run").stdout
 
 
 @pytest.mark.parametrize(

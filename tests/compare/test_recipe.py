@@ -1,13 +1,16 @@
 """Recipes of comparisons: what is refused, what may be changed, and that ours are whole."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from tailwise.catalog.files import write_json
 from tailwise.cli import app
 from tailwise.cli.run import step_commands
 from tailwise.compare.recipe import FOLDER, choose, load_compare_recipe
-from tailwise.compare.study import Run, Study
+from tailwise.compare.study import RESULT, Run, Study
 from tailwise.errors import UserError
 from tailwise.pipeline.run import Runner
 from tailwise.plan.methods import METHODS
@@ -88,6 +91,38 @@ def test_runs_go_seed_by_seed_and_plans_are_named_by_what_they_are(make_recipe, 
     names = {run.plan.options["name"] for run in [*runs, *Study(other, tmp_path).runs()]}
     assert len(names) == 6  # the dynamic ones are the same
     assert all(name.startswith("compare-random-") for name in names)
+
+
+def test_a_file_that_changed_is_another_setting(make_recipe, tmp_path):
+    (tmp_path / "s.csv").write_text("key,score\n0,1\n")
+    scs = {"method": "scs", "score": "score", "score_file": str(tmp_path / "s.csv"), "keep": 0.2}
+    study = Study(
+        load_compare_recipe(str(make_recipe(rows={"random dynamic": {"method": "random"}, "scs": scs}))), tmp_path
+    )
+    plain, run = study.runs(seeds=[0])
+    before, evaluated = study.identity(run), study.evaluated
+    result = {"format": 1, "identity": before, "evaluated": evaluated}
+
+    def found(content):
+        write_json(run.folder / RESULT, content)
+        return study.result(run)
+
+    assert "file score-file" in before and "file score-file" not in study.identity(plain)
+    assert found(result) == result
+    known = [{k: v for k, v in each.items() if not k.startswith("file ")} for each in (before, evaluated)]
+    old = {"format": 1, "identity": known[0], "evaluated": known[1]}  # of a version that noted no hashes
+    assert found(old) == old
+    (tmp_path / "s.csv").write_text("key,score\n0,2\n")
+    with pytest.raises(UserError, match=r"made with other settings \(file score-file "):
+        found(result)
+    assert found(old) == old
+    (tmp_path / "s.csv").write_text("key,score\n0,1\n")
+    assert found(result) == result
+    counts = Path(evaluated["train_counts"])
+    given = counts.read_text()
+    counts.write_text(given + "\n")
+    assert found(result) is None  # to be evaluated again
+    counts.write_text(given)
 
 
 TRUTHS = {  # recipes that name a file of true classes, and their first rows

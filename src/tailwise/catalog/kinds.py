@@ -69,7 +69,7 @@ CONCEPTS = Kind(
     layout.CONCEPTS,
     ("by", "column", "both"),
     made_by={"concepts": itemgetter("name")},
-    named_by={"plan": "concepts", "group": "concepts"},
+    named_by={"plan": "concepts", "group": "concepts", "concepts": "both"},
     prefix=LISTED,
 )
 CLUSTERING = Kind(

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 
 from tailwise.catalog import Catalog
 from tailwise.catalog.artifacts import find_manifest
-from tailwise.catalog.files import digest, read_json, write_json
+from tailwise.catalog.files import digest, file_digest, read_json, write_json
 from tailwise.catalog.kinds import CONCEPTS
 from tailwise.catalog.outputs import check_output_folder
 from tailwise.compare.gate import check_gate, gate_lines, gate_table, open_truth, treatment
@@ -30,6 +31,7 @@ from tailwise.context import Context
 from tailwise.encoders.open_clip import model_id
 from tailwise.errors import ConflictError, UserError
 from tailwise.evaluate.run import evaluate
+from tailwise.export.plan_bundle import RECORD
 from tailwise.extras import versions
 from tailwise.pipeline.run import Runner
 from tailwise.pipeline.steps import Step
@@ -38,6 +40,7 @@ from tailwise.plan.plan import Plan
 from tailwise.progress import Item
 from tailwise.recipes.recipe import with_folder
 from tailwise.report.study import PLANS
+from tailwise.steps.planning.plan import default_clustering
 from tailwise.storage.local import locked, replacing
 from tailwise.train.runs import changes
 
@@ -47,6 +50,17 @@ SEED = "{seed}"  # in an option of a row: the seed of the run
 RUNS, CACHE, RESULT, TRAINED = "runs", "cache", "result.json", "trained.json"
 NOT_DECIDING = {"workers", "max_rejected"}
 PATHS = {"classes", "templates", "train_counts", "pool"}
+FILES = {
+    "score-file",
+    "rates",
+    "entries",
+    "shares",
+    "from",
+    "classes",
+    "templates",
+    "train_counts",
+}  # options that name files
+FILE = "file "  # begins the names of their hashes
 PACKAGES = ("torch", "open_clip_torch", "numpy", "timm")  # their versions decide a training
 
 
@@ -102,10 +116,10 @@ class Study:
             return None
         found: dict[str, Any] = read_json(run.folder / RESULT)
         self._check_same(run, found)
-        return found if found["evaluated"] == self.evaluated else None
+        return found if found["evaluated"] == _as_known(self.evaluated, found["evaluated"]) else None
 
     def _check_same(self, run: Run, found: Mapping[str, Any]) -> None:
-        mine = self.identity(run)
+        mine = _as_known(self.identity(run), found.get("identity", {}))
         if found.get("identity") != mine or found.get("format") != FORMAT:
             changed = ", ".join(changes(found.get("identity", {}), mine)) or "format"
             remedy = "give another `output`, or delete that folder"
@@ -114,7 +128,8 @@ class Study:
     @property
     def evaluated(self) -> dict[str, Any]:
         """Options of the evaluation, as JSON values."""
-        return {name: str(value) if name in {"data", *PATHS} else value for name, value in self.recipe.evaluate.items()}
+        given = self.recipe.evaluate.items()
+        return {name: str(value) if name in {"data", *PATHS} else value for name, value in given} | _hashes(given)
 
     def identity(self, run: Run) -> dict[str, Any]:
         """Return all that decides a training, as JSON values."""
@@ -124,11 +139,12 @@ class Study:
         training["model"] = model_id(self.recipe.train.model)
         inputs: dict[str, str | None] = {}
         for options in (step.options for step in run.plans):
+            inputs |= _hashes(options.items())
             without = options.get("without") or []
             lists = [without] if isinstance(without, str) else without
             inputs |= {f"list {name}": _id(catalog.drops_folder(name)) for name in lists}
             if options.get("method") not in {"random", "top-score", "scs", "hcs", None}:
-                clusters = str(options.get("clustering", "source" if options.get("method") == "mixture" else "main"))
+                clusters = str(options.get("clustering") or default_clustering(str(options.get("method"))) or "main")
                 inputs[f"clustering {clusters}"] = _id(catalog.clusters_folder(clusters))
         if isinstance(of := run.plans[0].options.get("of"), str):  # a plan that the catalog has
             inputs[f"plan {of}"] = _id(catalog.plan_folder(of))
@@ -315,6 +331,25 @@ def _describe(result: Mapping[str, Any]) -> str:
     classified = [item for item in result["evaluations"] if item["task"] == "classification"]
     scores = ", ".join(f"{item['set']} {100 * item['top1']['value']:.2f} %" for item in classified) or "–"
     return f"{samples:,} samples in {seconds:,.0f} s ({samples / seconds:,.0f}/s), top-1 {scores}"
+
+
+def _hashes(options: Iterable[tuple[str, Any]]) -> dict[str, str | None]:
+    """Return the hash of each file that options name; of a plan bundle, that of its record."""
+    named = (
+        (name, Path(value).expanduser()) for name, value in options if name in FILES and isinstance(value, str | Path)
+    )
+    places = ((name, path / RECORD if path.is_dir() else path) for name, path in named)
+    return {f"{FILE}{name}": _hash(path, path.stat().st_mtime_ns) for name, path in places if path.is_file()}
+
+
+@cache
+def _hash(path: Path, _changed_ns: int) -> str:
+    return file_digest(path)
+
+
+def _as_known(mine: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without the hashes of files that others lack: older versions noted none."""
+    return {name: value for name, value in mine.items() if name in found or not name.startswith(FILE)}
 
 
 def _id(folder: Path) -> str | None:

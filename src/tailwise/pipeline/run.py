@@ -14,18 +14,17 @@ from tailwise.catalog.artifacts import parameters
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.embeddings import MODALITIES, part_marker
 from tailwise.catalog.files import digest, file_digest, read_json, read_record, write_json
-from tailwise.catalog.kinds import CLUSTERING, DROP_LIST, KINDS, MADE_BY, PLAN
+from tailwise.catalog.kinds import CLUSTERING, CONCEPTS, DROP_LIST, KINDS, MADE_BY, PLAN, Kind
 from tailwise.catalog.layout import HEADER, MANIFEST, export_record
 from tailwise.catalog.removals import Removals
 from tailwise.errors import NotFoundError, UserError
 from tailwise.pipeline.costs import SECONDS, Pool, duration
 from tailwise.pipeline.steps import TRAINER, Command, Option, Step
-from tailwise.plan.methods import METHODS
 from tailwise.recipes import Phase, load_recipe
 from tailwise.recipes.recipe import with_folder
 from tailwise.recipes.schema import Values, read_as
-from tailwise.requests import ClusterRequest, as_given
-from tailwise.steps.planning.plan import check_method
+from tailwise.requests import as_given
+from tailwise.steps.planning.plan import check_method, default_clustering
 from tailwise.text import did_you_mean, option_words
 from tailwise.train.arguments import ALLOW_CODE, refuse_code
 from tailwise.train.runs import read_run
@@ -34,6 +33,7 @@ DEFAULTS: Mapping[str, dict[str, Any]] = {"train": {"resume": True}}  # begins w
 OUTPUTS = ("draw", "export", "excluded")  # commands that write to their `output`
 OUTPUT = "{output}"  # in a value of a step: the folder for exports
 CHECKPOINT = "checkpoint:"
+FILES = ("entries", "file", "only", "exclude", "rates", "score_file")  # values of steps that are files of the user
 CODE = {"methods", "allow-code"}  # options of steps that run code of the recipe
 GIVEN = ("catalog", "paths", "json", "place", "suggest")  # of commands, and not for recipes to give
 # Commands that may refuse a number of workers → whether they do, by the options of the step.
@@ -154,25 +154,22 @@ class Runner:
                 self._check(job, made)
             made.add((job.step.command, job.makes))
             made |= {("train", folder) for folder in (job.run_folders() if job.step.command == "train" else ())}
+            made |= {("output", Path(job.asked["output"]))} if job.step.command in OUTPUTS else set()
 
     def _check(self, job: Job, made: Collection[tuple[str, str | Path | None]]) -> None:
-        command, method = job.step.command, METHODS.get(str(job.asked.get("method")))
+        command = job.step.command
+        _, _, composed = str(job.asked.get("compose") or "").partition(":")
+        if composed:
+            self._require(CONCEPTS, "compose", composed, made)
         for kind in (kind for kind in KINDS if command in kind.named_by):
-            option, makers = kind.named_by[command], kind.makers_for.get(command, tuple(kind.made_by))
+            option = kind.named_by[command]
             names = job.asked[option] or []
             if kind is CLUSTERING and command == "dedup" and (job.asked["exact"] or job.asked["against"]):
                 names = []  # no clusters are needed
-            if not names and kind is CLUSTERING and method is not None and method.grouping == "clusters":
-                names = ClusterRequest.name
+            if not names and kind is CLUSTERING and command == "plan":
+                names = default_clustering(str(job.asked["method"])) or []
             for name in [names] if isinstance(names, str) else names:
-                if (
-                    not any((maker, name) in made for maker in makers)
-                    and not (kind.path(self.catalog, name) / MANIFEST).exists()
-                ):
-                    raise UserError(
-                        f"{option} is {name!r}, which no step before it makes, and {self.catalog} has none: "
-                        f"add a step {' or '.join(makers)}"
-                    )
+                self._require(kind, option, name, made, kind.makers_for.get(command))
         encoder = str(job.asked.get("encoder"))
         checkpoint = Path(encoder.removeprefix(CHECKPOINT)).expanduser()
         trained = any(("train", folder) in made for folder in (checkpoint, *checkpoint.parents))
@@ -182,8 +179,28 @@ class Runner:
             )
         if (given := job.asked.get("method")) is not None and job.asked["methods"] is None:
             check_method(given)
-        if (entries := job.asked.get("entries")) is not None and not entries.is_file():
-            raise NotFoundError(f"entries is {str(entries)!r}, which is no file")
+        for name in FILES:
+            path = job.asked.get(name)
+            if isinstance(path, Path) and not path.is_file() and ("output", path) not in made:
+                raise NotFoundError(f"{name.replace('_', '-')} is {str(path)!r}, which is no file")
+
+    def _require(
+        self,
+        kind: Kind,
+        option: str,
+        name: str,
+        made: Collection[tuple[str, str | Path | None]],
+        makers: Sequence[str] | None = None,
+    ) -> None:
+        """Refuse the name of an artifact that neither an earlier step makes nor the catalog holds."""
+        makers = makers or tuple(kind.made_by)
+        if (
+            not any((maker, name) in made for maker in makers)
+            and not (kind.path(self.catalog, name) / MANIFEST).exists()
+        ):
+            raise UserError(
+                f"{option} is {name!r}, which no step before it makes, and {self.catalog} has none: add a step {' or '.join(makers)}"
+            )
 
     def open(self) -> Catalog | None:
         """Return the catalog; None if nothing has been imported."""

@@ -11,7 +11,8 @@ from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.plan.methods import METHODS
 from tailwise.plan.plan import Plan
-from tailwise.requests import PlanRequest, refuse_given, refuse_idle
+from tailwise.requests import ClusterRequest, PlanRequest, refuse_given, refuse_idle
+from tailwise.steps.grouping.sources import SOURCE
 from tailwise.steps.planning.apart import make_between_plan, make_within_plan
 from tailwise.steps.planning.balance import make_balanced_plan
 from tailwise.steps.planning.bundle import make_bundle_plan
@@ -29,6 +30,7 @@ class OtherMethod:
     make: Callable[[Catalog, str, PlanRequest, Context], Plan]
     own: tuple[str, ...]  # fields of a request that this method alone has
     shared: tuple[str, ...] = ()  # other fields that it uses
+    clustering: str | None = None  # grouping that it goes over, if the request names none
 
 
 _CAPPED = ("score", "score_file", "temperature", "keep", "budget", "without", "draw")
@@ -50,9 +52,10 @@ OTHER_METHODS = {
         make_mixture,
         ("shares",),
         ("of", "clustering", "keep", "budget", "max_repeats", "without", "pick", "score", "score_file", "draw"),
+        clustering=SOURCE,
     ),
-    "between": OtherMethod(make_between_plan, ("of",), ("clustering", "draw")),
-    "within": OtherMethod(make_within_plan, ("of",), ("clustering",)),
+    "between": OtherMethod(make_between_plan, ("of",), ("clustering", "draw"), ClusterRequest.name),
+    "within": OtherMethod(make_within_plan, ("of",), ("clustering",), ClusterRequest.name),
 }
 
 
@@ -62,6 +65,13 @@ def check_method(method: str) -> None:
     if method not in known:
         unknown = f"unknown method {method!r}: {did_you_mean(method, known)}"
         raise UserError(unknown if method else f"give a `method`: one of {', '.join(known)}")
+
+
+def default_clustering(method: str) -> str | None:
+    """Return the name of the grouping that plans of a method go over where they name none; None of methods that need none."""
+    if method in OTHER_METHODS:
+        return OTHER_METHODS[method].clustering
+    return ClusterRequest.name if method in METHODS and METHODS[method].grouping == "clusters" else None
 
 
 def make_plan(catalog: Catalog | str | Path, name: str, request: PlanRequest, context: Context | None = None) -> Plan:
