@@ -392,6 +392,7 @@ PIECES = {
     "kernels.density.TILE_CENTROIDS": 5,
     "kernels.similarity.TILE_ROWS": 5,
     "kernels.duplicates.SCAN_SCORES": 11,
+    "kernels.heads.BLOCK_NUMBERS": 100,
     "steps.dedup.members.RUN_BYTES": 37 * 21,
     "steps.scoring.makers.CHUNK_ROWS": 37,
     "steps.scoring.target.TARGET_ROWS": 11,

@@ -44,6 +44,9 @@ def pool(tmp_path_factory, make_tar, make_image, make_embeddings):
     (folder / "kinds.tsv").write_text("\n".join(["key\tkind [/b]", *lines, f"nobody\x1b[0m\t{KINDS[0]}"]) + "\n")
     captions = [f"{key(row)}\t{WORDS} of {row}" for row in range(20)]
     (folder / "captions[x].tsv").write_text("\n".join(["key\tcaption", *captions, f"nobody\x1b[0m\t{WORDS}"]) + "\n")
+    (folder / "scores[x].tsv").write_text(
+        "\n".join(["key\tsc [/b]", *(f"{key(row)}\t{row}" for row in range(24)), "nobody\x1b[0m\t1"])
+    )
     (folder / "gone.txt").write_text(f"{key(0)}\nnobody\x1b[31m[/b]\n")
     (folder / "entries.txt").write_text(f"second\n{WORDS}\n")
     tags = [json.dumps({"key": key(row), "tags": [WORDS, KINDS[row % len(KINDS)]]}) for row in range(20)]
@@ -68,6 +71,8 @@ def commands(pool):
         (["dedup", catalog, "--epsilon", 0.01], [str(catalog)]),
         (["filter", catalog, "--by", "caption-words", "--max", 99], []),
         (["filter", catalog, "--not", pool / "gone.txt"], [str(pool)]),
+        (["score", catalog, "--name", "s", "--file", pool / "scores[x].tsv", "--column", "sc [/b]"], ["nobody\x1b[0m"]),
+        (["score", catalog, "--name", "m", "--mix", "s\x1b[/b]"], ["s\x1b[/b]"]),
         (["group", catalog, "--by", "kind [/b]", "--file", pool / "kinds.tsv", "--name", "kind"], []),
         (["group", catalog, "--entries", pool / "entries.txt", "--workers", 1], []),
         (["group", catalog, "--suggest", "--workers", 1], []),

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tailwise.requests import FilterRequest as FilterRequest
     from tailwise.requests import GroupRequest as GroupRequest
     from tailwise.requests import ImportRequest as ImportRequest
+    from tailwise.requests import NamedScoreRequest as NamedScoreRequest
     from tailwise.requests import PlanRequest as PlanRequest
     from tailwise.requests import ReportRequest as ReportRequest
     from tailwise.requests import ScoreRequest as ScoreRequest
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from tailwise.steps.planning.plan import make_plan as make_plan
     from tailwise.steps.scoring.filter import filter_samples as filter_samples
     from tailwise.steps.scoring.filter import try_filter as try_filter
+    from tailwise.steps.scoring.named import make_named_score as make_named_score
 
 __version__ = "0.1.0"
 
@@ -58,7 +60,7 @@ _MODULES = {  # of the public names
     "plan.methods": "register_method",
     "report.report": "make_report",
     "requests": "ClusterRequest DedupRequest EmbedRequest EncoderRequest EvaluateRequest FilterRequest "
-    "GroupRequest ImportRequest PlanRequest ReportRequest ScoreRequest ExportRequest",
+    "GroupRequest ImportRequest NamedScoreRequest PlanRequest ReportRequest ScoreRequest ExportRequest",
     "steps.clustering.cluster": "cluster",
     "steps.dedup.dedup": "dedup",
     "steps.embedding.embed": "embed",
@@ -66,6 +68,7 @@ _MODULES = {  # of the public names
     "steps.importing.pool": "import_pool",
     "steps.planning.plan": "make_plan",
     "steps.scoring.filter": "filter_samples try_filter",
+    "steps.scoring.named": "make_named_score",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 _RENAMED = {"evaluate_checkpoint": ("evaluate.run", "evaluate"), "export_plan": ("export", "export")}

@@ -266,8 +266,79 @@ class ScoreRequest:
     options: Mapping[str, OptionValue] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """Options of scores; None where the user said nothing."""
+
+    file: Annotated[
+        Path | None,
+        "Scores made elsewhere: .parquet, .csv, .tsv or .jsonl with a column of scores and one of names, .json {name: score}, or .npy "
+        "(dtype u8,u8,f4: uid and score).",
+    ] = None
+    match: Match = None
+    strict: Annotated[float | None, "Of a file: refuse if a smaller share of its names belongs to samples."] = None
+    max_rejected: UnmatchedRows = None
+    image: Annotated[str | None, "clip-score, cliploss, normsim, `head`: column of embeddings.  [default: image]"] = (
+        None
+    )
+    text: Annotated[str | None, "clip-score, cliploss: column of embeddings.  [default: text]"] = None
+    captions: Annotated[
+        str | None, "caption-words, caption-characters: joined captions to count in.  [default: original]"
+    ] = None
+    target: Annotated[
+        Path | None, "normsim, near-target: image embeddings (.npy), clip-retrieval folder, or catalog."
+    ] = None
+    clustering: Annotated[str | None, "near-target: clustering whose whole clusters stay.  [default: main]"] = None
+    norm: Annotated[str | None, "normsim: 2 or inf.  [default: 2]"] = None
+    batch_size: Annotated[int | None, "cliploss: samples of a batch.  [default: 32768]"] = None
+    repetitions: Annotated[int | None, "cliploss: batches that a sample is in.  [default: 5]"] = None
+    temperature: Annotated[float | None, "cliploss.  [default: 0.01]"] = None
+    seed: Annotated[int | None, "cliploss: decides the batches; `refill` random: the samples.  [default: 0]"] = None
+
+    @property
+    def options(self) -> dict[str, OptionValue]:
+        """The options that are given, as a `ScoreRequest` takes them."""
+        given = {item.name: getattr(self, item.name) for item in fields(ScoreOptions)}
+        return {
+            name: str(value) if isinstance(value, Path) else value for name, value in given.items() if value is not None
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedScoreRequest(ScoreOptions):
+    """A score under a name of its own: from a file, by a head on embeddings, or as a mix of other scores."""
+
+    name: Annotated[str, "Name of the score, for --by of filter and --score of plan."]
+    column: Annotated[str | None, "Of `file`: column of the scores.  [default: the name of the score]"] = None
+    head: Annotated[
+        Path | None, "Weights of linear layers with one output: .safetensors, or a state_dict (.pth, .pt)."
+    ] = None
+    activation: Annotated[
+        str | None, "Of `head`, between several layers: none or relu.  [default: none for LAION's aesthetic predictors]"
+    ] = None
+    mix: Annotated[str | None, 'Sum of other scores: "0.7*z(cliploss) + 0.3*z(normsim)"; z standardises.'] = None
+    without: Annotated[Sequence[str], "Of `mix`: a drop list whose samples z leaves aside; may be given again."] = ()
+
+    def __post_init__(self) -> None:
+        if [self.file, self.head, self.mix].count(None) != 2:
+            raise UserError("give one of `file` FILE, `head` FILE and `mix` EXPRESSION")
+        of_file = {"column", "match", "strict", "max_rejected"}
+        if self.file is not None:
+            refuse_idle(self, {"name", "file"} | of_file, "with `file`")
+        elif self.head is not None:
+            refuse_idle(self, {"name", "head", "activation", "image"}, "with `head`")
+        else:
+            refuse_given(self, {"activation"} | of_file, "with `mix`")
+
+    @property
+    def score(self) -> ScoreRequest:
+        """The score of `file` or `head`, and its options."""
+        own = {"column": self.column, "head": self.head and str(self.head.expanduser()), "activation": self.activation}
+        return ScoreRequest(self.name, {**self.options, **{name: value for name, value in own.items() if value}})
+
+
 @dataclass(frozen=True)
-class FilterRequest:
+class FilterRequest(ScoreOptions):
     """A drop list of the samples whose score is outside of bounds, or not among the highest or lowest; or that a list names, or doesn't."""
 
     by: Annotated[
@@ -285,30 +356,10 @@ class FilterRequest:
         "In place of `by`: keep the samples that a file names: .npy (DataComp), .txt, .csv, .tsv, .jsonl or .parquet.",
     ] = None
     exclude: Annotated[Path | None, "In place of `by`: drop the samples that a file names.", "--not"] = None
-    match: Match = None
-    strict: Annotated[
-        float | None, "Of `only`, `exclude`: refuse if a smaller share of the names belongs to samples."
-    ] = None
     refill: Annotated[
         str | None,
         "Of `only`: keep so many other samples that as many stay as the file names: random, or those of the highest score of this name.",
     ] = None
-    file: Annotated[Path | None, ".parquet, .tsv or .csv file with the column `by`, and uid, key or image_path."] = None
-    max_rejected: UnmatchedRows = None
-    image: Annotated[str | None, "clip-score, cliploss, normsim: column of embeddings.  [default: image]"] = None
-    text: Annotated[str | None, "clip-score, cliploss: column of embeddings.  [default: text]"] = None
-    captions: Annotated[
-        str | None, "caption-words, caption-characters: joined captions to count in.  [default: original]"
-    ] = None
-    target: Annotated[
-        Path | None, "normsim, near-target: image embeddings (.npy), clip-retrieval folder, or catalog."
-    ] = None
-    clustering: Annotated[str | None, "near-target: clustering whose whole clusters stay.  [default: main]"] = None
-    norm: Annotated[str | None, "normsim: 2 or inf.  [default: 2]"] = None
-    batch_size: Annotated[int | None, "cliploss: samples of a batch.  [default: 32768]"] = None
-    repetitions: Annotated[int | None, "cliploss: batches that a sample is in.  [default: 5]"] = None
-    temperature: Annotated[float | None, "cliploss.  [default: 0.01]"] = None
-    seed: Annotated[int | None, "cliploss: decides the batches; `refill` random: the samples.  [default: 0]"] = None
 
     def __post_init__(self) -> None:
         """Refuse what does nothing with a score, or with a list."""
@@ -317,7 +368,9 @@ class FilterRequest:
             raise UserError("give one of `by` SCORE, `only` FILE and `exclude` FILE")
         listing = {"only", "exclude", "match", "strict", "refill"}
         if self.by is not None:
-            refuse_given(self, listing, "with `by`: it is for lists, see `only`")
+            refuse_given(self, {"refill"}, "with `by`: it is for lists, see `only`")
+            if self.file is None:
+                refuse_given(self, {"match", "strict"}, "with `by`, without `file`")
             return
         of_score = {*self.__dataclass_fields__} - listing - {"by", "without", "name"}
         if self.exclude is not None:
@@ -341,25 +394,9 @@ class FilterRequest:
         """The score, of `by` or `refill`, and its options."""
         if isinstance(self.by, ScoreRequest):
             return self.by
-        names = (
-            "file",
-            "max_rejected",
-            "image",
-            "text",
-            "captions",
-            "target",
-            "clustering",
-            "norm",
-            "batch_size",
-            "repetitions",
-            "temperature",
-            "seed",
-        )
-        given = {name: getattr(self, name) for name in names}
-        values = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
-        return ScoreRequest(
-            self.by or self.refill or "", {name: value for name, value in values.items() if value is not None}
-        )
+        of_list = () if self.by is not None else ("match", "strict")
+        options = {name: value for name, value in self.options.items() if name not in of_list}
+        return ScoreRequest(self.by or self.refill or "", options)
 
 
 @dataclass(frozen=True)

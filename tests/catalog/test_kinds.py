@@ -11,7 +11,15 @@ from tailwise.cli.run import step_commands
 from tailwise.errors import UserError
 from tailwise.pipeline.run import Runner
 from tailwise.pipeline.steps import STEPS, Step
-from tailwise.requests import CaptionsRequest, ClusterRequest, ConceptsRequest, DedupRequest, FilterRequest, PlanRequest
+from tailwise.requests import (
+    CaptionsRequest,
+    ClusterRequest,
+    ConceptsRequest,
+    DedupRequest,
+    FilterRequest,
+    NamedScoreRequest,
+    PlanRequest,
+)
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.dedup.dedup import dedup
 from tailwise.steps.grouping.concepts import make_concepts
@@ -19,6 +27,7 @@ from tailwise.steps.grouping.match import match_entries
 from tailwise.steps.importing.captions import join_captions
 from tailwise.steps.planning.plan import make_plan
 from tailwise.steps.scoring.filter import filter_samples
+from tailwise.steps.scoring.named import make_named_score
 from tailwise.steps.upkeep.status import status
 from tailwise.steps.upkeep.verify import verify
 
@@ -34,6 +43,7 @@ def _full_catalog(_small_catalog_source, tmp_path_factory):
     dedup(catalog, DedupRequest(epsilon=0.01))
     dedup(catalog, DedupRequest(exact="bytes"))
     filter_samples(catalog, FilterRequest("caption-words", keep=0.9))
+    make_named_score(catalog, NamedScoreRequest(name="long", mix="caption-words / 2"))
     (folder / "entries.txt").write_text("group\n")
     match_entries(catalog, folder / "entries.txt", workers=1)
     make_concepts(catalog, [], ConceptsRequest(name="words", entries=folder / "entries.txt", workers=1))
@@ -104,6 +114,7 @@ NEEDED = {
     "cluster": {"k": 3},
     "group": {"by": "shard"},
     "filter": {"by": "width"},
+    "score": {"name": "s", "mix": "width"},
     "plan": {"name": "p", "method": "random"},
     "export": {"to": "keys", "output": "out"},
     "draw": {"output": "out"},

@@ -72,6 +72,7 @@ do("concepts", "catalog", "--name", "words", "--entries", sources / "entries.txt
 do("filter", "catalog", "--by", "caption-words", "--keep", 0.9, "--json")
 do("filter", "catalog", "--by", "cliploss", "--keep", 0.5, "--batch-size", 50, "--without", "duplicates")
 do("filter", "catalog", "--by", "votes", "--file", sources / "votes.tsv", "--keep", 0.9)
+do("score", "catalog", "--name", "mixed", "--mix", "caption-words + 2*z(cliploss)", "--batch-size", 50, "--json")
 do("group", "catalog", "--by", "language", "--file", sources / "languages.tsv")
 do("group", "catalog", "--entries", sources / "entries.txt", "--json")
 do("plan", "catalog", "subset", "--method", "dbp", "--keep", 0.5, "--json")

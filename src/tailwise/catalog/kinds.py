@@ -81,11 +81,18 @@ CLUSTERING = Kind(
         "group": lambda asked: asked["name"] or asked["by"] or asked["concepts"] or "entries",
         "import": lambda asked: asked["clustering"] or "dynamics",
     },
-    named_by={"plan": "clustering", "dedup": "clustering"},
-    makers_for={"dedup": ("cluster", "group")},
+    named_by={"plan": "clustering", "dedup": "clustering", "filter": "clustering"},
+    makers_for={"dedup": ("cluster", "group"), "filter": ("cluster",)},
     inputs={"clustering": "clustering", "base": "extends"},
 )
 SCORE = Kind("scores", layout.SCORES, ("score",))
+NAMED_SCORE = Kind(
+    "named scores",
+    layout.NAMED_SCORES,
+    ("score", "without"),
+    made_by={"score": itemgetter("name")},
+    prefix="named score ",
+)
 HASHES = Kind("hashes", layout.HASHES, ("of",))
 COMPARISON = Kind("comparisons", layout.COMPARISONS, ("clustering", "order", "extends"))
 MATCHES = Kind("matches", layout.MATCHES, ("ignore_case",))
@@ -97,7 +104,7 @@ DROP_LIST = Kind(
         "dedup": lambda asked: asked["name"] or name_of_dedup(asked["against"], asked["exact"]),
         "filter": lambda asked: asked["name"] or plain_name(asked["by"] or ("only" if asked["only"] else "not")),
     },
-    named_by=dict.fromkeys(("plan", "dedup", "cluster", "filter", "group"), "without"),
+    named_by=dict.fromkeys(("plan", "dedup", "cluster", "filter", "group", "score"), "without"),
     inputs={"extends": "extends"},
     prefix=WITHOUT,
 )
@@ -114,6 +121,7 @@ KINDS = (
     CONCEPTS,
     CLUSTERING,
     SCORE,
+    NAMED_SCORE,
     HASHES,
     COMPARISON,
     MATCHES,

@@ -56,6 +56,7 @@ UNFINISHED = "unfinished"
 # Of artifacts: a folder for each kind, and in it one for each artifact.
 CLUSTERINGS = "clusters"
 SCORES = "scores"
+NAMED_SCORES = "named-scores"
 HASHES = "hashes"
 COMPARISONS = "neighbours"
 MATCHES = "matches"

@@ -8,7 +8,7 @@ from typing import Any
 # All commands, in the order of the work.
 STEPS = {
     "Import": ("import", "captions", "concepts", "embed"),
-    "Clean (drop lists)": ("dedup", "filter"),
+    "Clean (drop lists)": ("dedup", "score", "filter"),
     "Group": ("cluster", "group"),
     "Plan": ("plan", "explain"),
     "Use a plan": ("draw", "prepare", "export", "train"),
@@ -38,9 +38,14 @@ OPTIONS = {
         "Comparison inside clusters": "clustering column probe rule order score seed extends",
         "Resources": "device max-memory",
     },
+    "score": {
+        "A file of scores": "file column match strict max-rejected",
+        "A head on embeddings": "head activation image",
+        "A mix of scores, and options of these": "mix without text captions target clustering norm batch-size repetitions temperature seed",
+    },
     "filter": {
-        "A list made elsewhere": "only not match strict refill",
-        "A file of scores": "file max-rejected",
+        "A list made elsewhere": "only not refill",
+        "Matching of a list, or a file of scores": "match strict file max-rejected",
         "Options of a score": "image text captions target clustering norm batch-size repetitions temperature seed",
     },
     "cluster": {"k-means": "iterations points-per-centroid seed force", "Resources": "device max-memory"},

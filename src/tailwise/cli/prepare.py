@@ -13,7 +13,7 @@ from tailwise.cli.following import suggest as suggest_next
 from tailwise.cli.following import suggest_clusters, suggest_plan
 from tailwise.cli.printing import print_json, print_matched, print_sizes, print_table, say
 from tailwise.cli.requests import takes
-from tailwise.requests import ClusterRequest, DedupRequest, FilterRequest, GroupRequest
+from tailwise.requests import ClusterRequest, DedupRequest, FilterRequest, GroupRequest, NamedScoreRequest
 from tailwise.text import command_line
 
 if TYPE_CHECKING:
@@ -273,6 +273,33 @@ def _print_guide(found: Suggestion) -> None:
     )
 
 
+@app.command()
+@takes(NamedScoreRequest)
+def score(catalog: CatalogPath, request: NamedScoreRequest, as_json: AsJson = False) -> None:
+    """Give each sample a score under a name of your own.
+
+    It comes from a file of scores made elsewhere, from linear layers on embeddings (LAION's aesthetic predictors, NSFW), or is a mix
+    of other scores. `filter --by NAME`, `plan --score NAME`, `dedup --score NAME` and other mixes take it.
+
+    Examples:
+      tailwise score my-catalog --name quality --file quality.parquet --strict 0.9
+      tailwise score my-catalog --name flyt --file scores.csv --match url --column score
+      tailwise score my-catalog --name aesthetic --head sac+logos+ava1-l14-linearMSE.pth
+      tailwise score my-catalog --name nsfw --head nsfw.safetensors --activation relu --image clip
+      tailwise score my-catalog --name mixed --mix "0.7*z(cliploss) + 0.3*z(normsim)" --target imagenet.npy
+    """
+    from tailwise.steps.scoring.named import make_named_score
+
+    opened, name = open_catalog(catalog), request.name
+    summary = make_named_score(opened, request, with_progress())
+    if as_json:
+        print_json({"name": name, **summary})
+        return
+    _print_file_matched(summary)
+    say(f"score {name!r}: of {summary['scored']:,} of {summary['samples']:,} samples")
+    suggest_next("filter", catalog, "--dry-run", by=name)
+
+
 @app.command("filter")
 @takes(FilterRequest)
 def filter_(
@@ -332,6 +359,11 @@ def _print_listed(made: Filtered, request: FilterRequest) -> None:
     _print_dropped(made)
 
 
+def _print_file_matched(summary: Mapping[str, Any]) -> None:
+    if "names" in summary:
+        print_matched(f"{summary['names']:,} names in the file", summary, summary.get("pool", summary["samples"]))
+
+
 def _print_filtered(made: Filtered) -> None:
     summary = made.summary
     marks = [(f"{item['percent']} %", f"{item['score']:.6g}") for item in summary["quantiles"]]
@@ -342,8 +374,7 @@ def _print_filtered(made: Filtered) -> None:
         say(f"{rows:,}: {reason}")
     if "clusters_near" in summary:
         say(f"{summary['clusters_near']:,} of {summary['clusters']:,} clusters are the nearest of a target image")
-    if summary.get("keys_without_sample"):
-        say(f"{summary['keys_without_sample']:,} of the file's {summary['keys']:,} keys match no sample")
+    _print_file_matched(summary)
     if "dropped" in summary:
         _print_dropped(made)
 

@@ -86,6 +86,7 @@ SECONDS: Mapping[str, Callable[[Pool, Mapping[str, Any]], float]] = {
     "import": lambda pool, _: pool.samples / 35_000,
     "cluster": _cluster_seconds,
     "dedup": _dedup_seconds,
+    "score": lambda pool, asked: pool.samples / (10_000 if asked["head"] else 1_000_000),
     "filter": lambda pool, _: pool.samples / 1_000_000,
     "group": lambda pool, asked: pool.samples / (200_000 if asked["entries"] else 1_000_000),
     "plan": lambda pool, asked: pool.samples / (200_000 if asked["entries"] else 4_000_000),

@@ -22,6 +22,7 @@ STEPS = (
     "concepts",
     "embed",
     "dedup",
+    "score",
     "filter",
     "cluster",
     "group",

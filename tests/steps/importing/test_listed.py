@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +15,12 @@ from tailwise.catalog.drops import DropList
 from tailwise.catalog.noted import HASH_COLUMNS, noted_hash, noted_hashes
 from tailwise.cli import app
 from tailwise.errors import UserError
-from tailwise.requests import FilterRequest, PlanRequest
+from tailwise.requests import FilterRequest, NamedScoreRequest, PlanRequest, ScoreRequest
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.planning.plan import make_plan
 from tailwise.steps.scoring.filter import filter_samples, try_filter
+from tailwise.steps.scoring.named import make_named_score
+from tailwise.steps.scoring.scores import score_parts
 from tailwise.steps.upkeep.remove import remove
 
 ROWS = 200
@@ -104,6 +107,54 @@ def test_an_import_keeps_what_json_sidecars_metadata_and_parquet_note(catalog, t
     made = import_pool(tmp_path / "images", tmp_path / "of-images", workers=1).catalog
     assert stored(made, "sha256") == expected["sha256"] and stored(made, "url") == expected["url"]
     assert HASH_COLUMNS["md5"] not in made.samples(made.parts()[0]).column_names  # a number is no md5
+
+
+# --- scores ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["npy", "json", "csv", "tsv", "jsonl", "parquet"])
+@pytest.mark.parametrize("kind", ["uid", "key", "shard", "url", "sha256", "md5"])
+def test_scores_of_every_form_and_kind_come_back_where_a_twentieth_is_missing_on_both_sides(
+    catalog, tmp_path, form, kind
+):
+    if (form == "npy" and kind != "uid") or (form == "json" and kind == "shard"):
+        pytest.skip("no such file")
+    paths, keys = catalog.shards()["path"].to_pylist(), [f"{row:03d}" for row in range(ROWS)]
+    pairs = [(paths[row // 50], keys[row]) for row in range(ROWS)]
+    names = {**NOTES, "key": keys, "shard": pairs}[kind]
+    random = np.random.default_rng(2)
+    values = {name: round(random.normal(), 6) for name in dict.fromkeys(names)}
+    for name in random.permutation(len(values))[: len(values) // 20]:
+        del values[list(values)[name]]
+    expected = np.array([values.get(name, np.nan) for name in names], np.float32)
+    count = len(values)
+    strangers = [("elsewhere", f"s{at}") if kind == "shard" else f"{at + 1000:032x}" for at in range(count // 20)]
+    given = {**values, **dict.fromkeys(strangers, 9.5)}
+    used = ("shard", "key") if kind == "shard" else (kind,)
+    rows = [(*(name if kind == "shard" else (name,)), value) for name, value in given.items()]
+    path = tmp_path / f"scores.{form}"
+    if form == "npy":
+        records = [(int(name[:16], 16), int(name[16:], 16), value) for name, value in given.items()]
+        np.save(path, np.array(records, np.dtype("u8,u8,f8")))
+    elif form == "json":
+        path.write_text(json.dumps(given))
+    elif form == "parquet":
+        pq.write_table(pa.table(dict(zip((*used, "q"), zip(*rows, strict=True), strict=True))), path)
+    elif form == "jsonl":
+        path.write_text("\n".join(json.dumps(dict(zip((*used, "q"), row, strict=True))) for row in rows))
+    else:
+        mark = "," if form == "csv" else "\t"
+        path.write_text("\n".join(mark.join(map(str, row)) for row in ((*used, "q"), *rows)))
+    request = NamedScoreRequest(name="q", file=path, match=kind, strict=0.95)
+    summary = make_named_score(catalog, request)
+    read = score_parts(catalog, catalog.snapshot(), ScoreRequest("q"))
+    assert np.array_equal(np.concatenate(list(read)), expected, equal_nan=True)
+    counts = {"names": len(given), "names_matched": count, "samples_matched": int((~np.isnan(expected)).sum())}
+    assert {name: summary[name] for name in counts} == counts and summary["matched_by"] == kind
+    with pytest.raises(UserError, match=rf"{len(strangers)} of {len(given)} names in .*scores.* belong to no sample"):
+        make_named_score(catalog, replace(request, strict=0.96))
+    filter_samples(catalog, FilterRequest("q", 0.0, name="positive"))
+    assert kept(catalog, "positive") == np.flatnonzero(expected >= 0).tolist()
 
 
 # --- filters -----------------------------------------------------------------------------------------------------------

@@ -55,8 +55,13 @@ def test_keys_of_a_file_that_match_no_sample_are_counted(pools, tmp_path):
     request = ScoreRequest("q", {"file": str(tmp_path / "s.parquet")})
     for catalog in catalogs:
         made = filter_samples(catalog, FilterRequest(request, keep=0.5, name="strangers"))
-        assert (made.summary["keys"], made.summary["keys_without_sample"]) == (32, 2)
-        assert try_filter(catalog, FilterRequest(request)).summary["keys_without_sample"] == 2
+        for summary in (made.summary, try_filter(catalog, FilterRequest(request)).summary):
+            assert [summary[name] for name in ("names", "names_matched", "samples_matched")] == [32, 30, 30]
+            assert summary["matched_by"] == "key"
+        strict = FilterRequest("q", keep=0.5, file=tmp_path / "s.parquet", strict=0.95, name="strict")
+        with pytest.raises(UserError, match=r"2 of 32 names in .*, such as 'stranger',|less than `strict` 0.95"):
+            filter_samples(catalog, strict)
+        assert filter_samples(catalog, replace(strict, strict=0.93)).summary["kept"] == 15
 
 
 def apply(catalog, request, rule, without=()):

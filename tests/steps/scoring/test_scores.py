@@ -338,7 +338,7 @@ def test_a_score_is_made_once_and_anew_when_its_inputs_change(small_catalog, tmp
     first = score(small_catalog, "q", file=str(path))
     inputs = score_inputs(small_catalog, small_catalog.snapshot(), ScoreRequest("q", {"file": str(path)}))
     with monkeypatch.context() as patched:
-        patched.setattr(score_makers, "join_values", None)  # a second making would call it
+        patched.setattr(score_makers, "read_list", None)  # a second making would call it
         assert np.array_equal(score(small_catalog, "q", file=str(path)), first)
         shutil.copy(path, tmp_path / "moved.parquet")
         assert np.array_equal(score(small_catalog, "q", file=str(tmp_path / "moved.parquet")), first)
@@ -422,11 +422,11 @@ def test_bad_targets_and_files_are_one_line(small_catalog, tmp_path):
         (
             "strange.parquet",
             "r",
-            "needs the column 'r' and one of uid, key, image_path, sha256, md5, url; it has key, q, words",
+            "needs the column 'r' and one of uid, shard, key, image_path, sha256, md5, url; it has key, q, words",
         ),
-        ("strange.parquet", "words", "the scores in column 'words' of .* can't be read"),
+        ("strange.parquet", "words", "the scores of .*strange.parquet can't be read: .*words"),
         ("twice.parquet", "q", "the score of '000003' is given twice"),
-        ("broken.npy", "q", "can't be read as Parquet"),
+        ("broken.npy", "q", "the scores of .*broken.npy can't be read"),
     ):
         with pytest.raises(UserError, match=message) as caught:
             score(small_catalog, name, file=str(tmp_path / file))

@@ -18,6 +18,7 @@ from tailwise.requests import (
     DedupRequest,
     EmbedRequest,
     FilterRequest,
+    NamedScoreRequest,
     PlanRequest,
     ScoreRequest,
 )
@@ -29,6 +30,7 @@ from tailwise.steps.grouping.match import match_entries
 from tailwise.steps.importing.captions import join_captions
 from tailwise.steps.planning.plan import make_plan
 from tailwise.steps.scoring.filter import filter_samples
+from tailwise.steps.scoring.named import make_named_score
 from tailwise.steps.upkeep import delete as module
 from tailwise.steps.upkeep.delete import delete, rename
 from tailwise.steps.upkeep.status import status
@@ -52,6 +54,7 @@ def _made(_small_catalog_source, tmp_path_factory):
     filter_samples(catalog, FilterRequest("caption-words", keep=0.9, name="words", without=("near",)))
     filter_samples(catalog, FilterRequest("caption-words", keep=0.5, name="alone"))
     dedup(catalog, DedupRequest(exact="bytes", name="same"))
+    make_named_score(catalog, NamedScoreRequest(name="cosine", mix="clip-score - caption-words"))
     make_plan(catalog, "p", PlanRequest("dbp", keep=0.5))
     make_plan(catalog, "last", PlanRequest("random", keep=0.5, without=("words",)))
     make_plan(catalog, "top", PlanRequest("top-score", keep=0.3, score=ScoreRequest("image-bytes")))
@@ -110,8 +113,8 @@ def test_what_was_made_from_it_is_named_and_goes_first(made):
 @pytest.mark.parametrize(
     ("name", "users"),
     [
-        ("embeddings/image", {"embeddings/joint", *CLUSTERED}),
-        ("embeddings/text", {"embeddings/joint"}),
+        ("embeddings/image", {"embeddings/joint", "named-scores/cosine", *CLUSTERED}),
+        ("embeddings/text", {"embeddings/joint", "named-scores/cosine"}),
         ("embeddings/joint", set()),
         ("captions/recap", {"drops/recap"}),
         ("drops/words", {"plans/last"}),

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.errors import UserError
-from tailwise.shards.columns import BATCH_BYTES, DAMAGE, numbers, open_table, texts, uid_texts
+from tailwise.shards.columns import BATCH_BYTES, DAMAGE, open_table, texts, uid_texts
 from tailwise.steps.importing.names import NameIndex, named_rows, sample_name
 from tailwise.storage.delimited import key_of, read_objects, read_rows
 
@@ -142,21 +142,6 @@ _FORMS = {
 
 def _form(path: Path) -> _Form:
     return _FORMS.get(path.suffix.lower(), _Form("Parquet", _names, _parquet))
-
-
-def read_numbers(path: Path, column: str, what: str) -> tuple[str, Iterator[Batch]]:
-    """As `read_columns`, with the values as float64, NaN where there is none."""
-    identifier, columns = read_columns(path, column, what)
-
-    def batches() -> Iterator[Batch]:
-        for keys, values in columns:
-            try:
-                found = numbers(values, column).to_numpy(zero_copy_only=False)
-            except ValueError as error:
-                raise UserError(f"the {what} in column {column!r} of {path} can't be read: {error}") from error
-            yield keys, found
-
-    return identifier, batches()
 
 
 def join_values(

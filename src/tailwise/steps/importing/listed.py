@@ -30,6 +30,7 @@ from tailwise.text import did_you_mean
 
 MATCHES = ("uid", "key", "shard", *NOTED)  # kinds of names that users can choose
 SUFFIXES = (".npy", ".txt", ".parquet", ".csv", ".tsv", ".jsonl")
+_VALUED = ("uint64", "uint64", "f")  # fields of a .npy of uids and values
 _HEX = re.compile("[0-9a-fA-F]+")
 Entries = tuple[Names, npt.NDArray[np.float64] | None]
 
@@ -39,11 +40,11 @@ class SampleList:
     """A file that names samples, a value beside each or none.
 
     Attributes:
-        path: .npy of DataComp (dtype "u8,u8": uids), .txt with a name a line, a table (.parquet, .csv, .tsv, .jsonl) with a column of
-            names, or .json {name: value}.
+        path: .npy of DataComp (dtype "u8,u8": uids; with a third field, a float, also values), .txt with a name a line, a table (.parquet,
+            .csv, .tsv, .jsonl) with a column of names, or .json {name: value}.
         what: the values are called, in errors.
         match: kind of the names, one of MATCHES; None for the first that fits, see `kinds`.
-        column: of a table, with the values; None for none. Of .npy and .txt, there are none.
+        column: of a table, with the values; None for none. Other files have no columns.
     """
 
     path: Path
@@ -61,7 +62,12 @@ class SampleList:
     @property
     def counted(self) -> bool:
         """True if the file has no values: then each name counts as often as it is given."""
-        return self.column is None and self._suffix != ".json"
+        return self.column is None and not (self._suffix == ".json" or (self._suffix == ".npy" and self._has_numbers))
+
+    @property
+    def _has_numbers(self) -> bool:
+        with self._reading():
+            return len(StoredRows.of_file(self.path).dtype.names or ()) == len(_VALUED)
 
     @property
     def _suffix(self) -> str:
@@ -118,7 +124,7 @@ class SampleList:
 
     def _read(self, kind: str) -> Iterator[Entries]:
         if self._suffix == ".npy":
-            yield from ((names, None) for names in _subset(self.path))
+            yield from _subset(self.path)
         elif self._suffix == ".json":
             yield from _json_entries(self.path)
         elif self._suffix == ".txt":
@@ -153,6 +159,11 @@ def kinds_there(names: Sequence[str], match: str | None) -> list[str]:
     return [kind for kind in there if kind == match or (match is None and (kind != "key" or "shard" not in there))]
 
 
+def has_columns(path: Path) -> bool:
+    """Return True if a list is a table."""
+    return path.suffix.lower() not in {".json", ".npy", ".txt"}
+
+
 def guessed(name: str) -> tuple[str, ...]:
     """Return the kinds that a name without a column may be, the likeliest first."""
     digits = len(name) if _HEX.fullmatch(name.strip()) else 0
@@ -170,20 +181,21 @@ def _texts(kind: str, values: pa.Array, name: str) -> list[str]:
     return list(found.fill_null(NO_KEY).to_pylist())
 
 
-def _subset(path: Path) -> Iterator[npt.NDArray[np.void]]:
-    """Yield the uids of DataComp's subset file as hashes."""
+def _subset(path: Path) -> Iterator[Entries]:
+    """Yield the uids of DataComp's subset file as hashes, and the values of its third field."""
     stored = StoredRows.of_file(path)
     halves = stored.dtype.names or ()
-    if len(stored.shape) != 1 or [stored.dtype[half].str[1:] for half in halves] != ["u8", "u8"]:
+    kinds = ["uint64" if stored.dtype[half].str[1:] == "u8" else stored.dtype[half].kind for half in halves]
+    if len(stored.shape) != 1 or tuple(kinds) not in {_VALUED[:2], _VALUED}:
         raise ValueError(
-            f"it holds {stored.dtype} {list(stored.shape)}; DataComp's subsets are 1-D arrays of dtype u8,u8"
+            f"it holds {stored.dtype} {list(stored.shape)}; DataComp's subsets are 1-D arrays of dtype u8,u8, or u8,u8,f4 with values"
         )
     for start in range(0, len(stored), BATCH):
         given = stored[start : start + BATCH]
         names = np.empty(len(given), HASH)
-        for field, half in zip(HASH.names or (), halves, strict=True):
+        for field, half in zip(HASH.names or (), halves, strict=False):
             names[field] = given[half].astype(">u8").view("<u8")  # the hash of a uid is its bytes
-        yield names
+        yield names, given[halves[2]].astype(np.float64) if len(halves) == len(_VALUED) else None
 
 
 def _json_entries(path: Path) -> Iterator[Entries]:
@@ -213,7 +225,7 @@ def _read_json(stream: IO[bytes]) -> Iterator[tuple[str, float]]:
             yield key, float(value)
         elif event != "end_map" and not (event == "start_map" and key is None):
             shown = repr(value) if event in {"string", "boolean", "null"} else "no number"
-            raise TypeError(f"the rate of {key!r} is {shown}")
+            raise TypeError(f"the value of {key!r} is {shown}")
 
 
 def read_list(

@@ -24,7 +24,7 @@ from tailwise.plan.quotas import MAX_BUDGET, UNIT_BITS, UNITS
 from tailwise.requests import PlanRequest
 from tailwise.steps.importing import listed as lists
 from tailwise.steps.importing.join import fill, refuse_other_pool
-from tailwise.steps.importing.listed import SampleList, check_matched, no_match, read_list
+from tailwise.steps.importing.listed import SampleList, check_matched, has_columns, no_match, read_list
 from tailwise.steps.importing.names import Names
 from tailwise.steps.planning.cells import tally, write_cells
 from tailwise.steps.planning.weighted import MAX_REPEATS, draw_of, truncates, write_shard_offsets
@@ -44,7 +44,7 @@ def make_rate_plan(catalog: Catalog, name: str, request: PlanRequest, context: C
     """
     context = context or Context()
     path = _check_file(request.rates)
-    table = path.suffix.lower() not in {".json", ".npy", ".txt"}
+    table = has_columns(path)
     if not table and request.rate_column is not None:
         raise UserError(f"`rate_column` {request.rate_column} does nothing with {path}: it has no columns")
     column = (request.rate_column or "rate") if table else None

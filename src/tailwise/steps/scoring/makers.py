@@ -22,12 +22,15 @@ from tailwise.catalog.columns import PartColumn
 from tailwise.catalog.files import create_array, map_array, read_array
 from tailwise.catalog.scores import repetition, score_column
 from tailwise.context import Context
+from tailwise.errors import UserError
 from tailwise.execution.base import KERNEL, Apply, Task, Worker
 from tailwise.kernels.grid import row_chunks
 from tailwise.kernels.keyed import permute_range, stream_key
 from tailwise.kernels.scores import TargetGram, clip_loss, cosines, gram, greatest_cosines
 from tailwise.mapped import release_pages
-from tailwise.steps.importing.join import Batch, join_values, read_numbers
+from tailwise.steps.importing.join import fill, refuse_other_pool
+from tailwise.steps.importing.listed import SampleList, check_matched, has_columns, read_list
+from tailwise.steps.scoring.head import read_head
 from tailwise.steps.scoring.target import Target
 from tailwise.storage.local import replacing, scratch
 
@@ -275,26 +278,33 @@ def _average_clip_losses(work: ScoreWork) -> None:
         work.column.write(part, (total / repetitions).astype(np.float32))
 
 
+def head(of: ScoredPart) -> Scores:
+    """Return the output of linear layers on the embeddings."""
+    options = of.work.options
+    model = of.worker.cached(of.work.folder, lambda: read_head(Path(options["head"]), options["activation"]))
+    return np.concatenate([model(chunk) for chunk in of.embeddings(options["image"])])
+
+
 # --- from a file ------------------------------------------------------------------------------------------------------
 
 
-def column_of_file(work: ScoreWork) -> dict[str, int]:
-    """Write the column of the score's name in a file, joined by uid or key; return how many keys it has, and how many match no sample."""
-    path = Path(work.options["file"]).expanduser()
-    identifier, batches = read_numbers(path, work.name, "scores")
+def scores_of_file(work: ScoreWork) -> dict[str, Any]:
+    """Write the scores that a file gives by names of samples; return what matched: see `check_matched`, and samples_matched."""
+    path, options, column = Path(work.options["file"]).expanduser(), work.options, work.options["column"]
+    if column and not has_columns(path):
+        raise UserError(f"`column` {column} does nothing with {path}: it has no columns")
+    listed = SampleList(path, "scores", options["match"] or None, (column or work.name) if has_columns(path) else None)
+    if listed.counted:
+        raise UserError(f"{path} holds no scores: give a table, .json {{name: score}}, or .npy of dtype u8,u8,f4")
     with scratch(work.folder / layout.JOINING, own=True) as folder:
         joined = create_array(folder / "score.npy", (work.snapshot.rows,), np.float32)
         joined[:] = np.nan
-        keys = 0
-
-        def counted() -> Iterator[Batch]:
-            nonlocal keys
-            for batch in work.context.progress(batches, f"joining {work.name}"):
-                keys += len(batch[0])
-                yield batch
-
-        place, bound = folder / "keys", work.options["max_rejected"]
-        unknown = join_values(work.catalog, work.snapshot, identifier, counted(), joined, place, "score", bound)
+        for kind, index in read_list(work.snapshot, listed, folder / "names", work.context.progress):
+            fill(work.catalog, work.snapshot, kind, index, joined, "score")
+        refuse_other_pool(kind, index, joined, "score", options["max_rejected"])
+        matched = int((~np.isnan(joined)).sum())
+        figures = {"names": index.distinct, "names_matched": index.matched, "samples_matched": matched}
+        check_matched(options["strict"], {**figures, "example": index.example}, str(path))
         for part in work.parts:
             work.column.write(part, joined[part.span])
-    return {"keys": keys, "keys_without_sample": unknown}
+    return {"matched_by": kind, **figures}

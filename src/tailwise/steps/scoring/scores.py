@@ -12,18 +12,23 @@ import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog import layout
+from tailwise.catalog.artifacts import Artifact, artifact_id, finished_folder
 from tailwise.catalog.captions import ORIGINAL, find_captions
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.columns import PartColumn
 from tailwise.catalog.embeddings import MODALITIES, check_column, check_one_encoder, column_dimension
 from tailwise.catalog.files import digest, file_digest, known_record, read_record
+from tailwise.catalog.kinds import NAMED_SCORE
 from tailwise.catalog.scores import score_artifact, score_column
 from tailwise.context import Context
 from tailwise.errors import MAX_REJECTED, NotFoundError, UserError
 from tailwise.execution.base import KERNEL, Apply
+from tailwise.kernels.heads import ACTIVATIONS
 from tailwise.requests import OptionValue, ScoreRequest
+from tailwise.steps.importing.listed import MATCHES, check_matched
 from tailwise.steps.scoring import makers
+from tailwise.steps.scoring.head import read_layers
 from tailwise.steps.scoring.makers import ScoredPart, ScoreWork, by_part
 from tailwise.steps.scoring.target import Target
 from tailwise.storage.store_path import looked_up
@@ -70,8 +75,8 @@ def score_config(request: ScoreRequest) -> dict[str, Any]:
     Raises:
         UserError: no such option, or out of bounds.
     """
-    options = _options(request).items()
-    usual = (*MODALITIES, "captions")
+    options = score_options(request).items()
+    usual = (*MODALITIES, "captions", "column", "match", "activation")
     stated = {name: value for name, value in options if name not in usual or value != OPTIONS[name].default}
     return {"name": request.name, **{name: value for name, value in stated.items() if OPTIONS[name].decides}}
 
@@ -82,9 +87,24 @@ def score_inputs(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) ->
     Raises:
         UserError: no such score or option, or what it is made from is missing.
     """
-    _options(request)  # refuses bad ones
-    found = {f"score's {name}": _INPUTS[name](catalog, snapshot, request) for name in _score(request).inputs}
+    if (named := _named(catalog, snapshot, request)) is not None:
+        return {f"{NAMED_SCORE.prefix}{request.name}": artifact_id(named)}
+    score_options(request)  # refuses bad ones
+    found = {f"score's {name}": _INPUTS[name](catalog, snapshot, request) for name in find_score(request).inputs}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _named(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> dict[str, Any] | None:
+    """Return the manifest of the score of this name that `make_named_score` made; None if the request means another one."""
+    if request.options or request.name in SCORES or request.name not in NAMED_SCORE.finished(catalog.folder):
+        return None
+    manifest = read_record(NAMED_SCORE.path(catalog.folder, request.name) / layout.MANIFEST)
+    if (number := manifest["identity"]["config"]["snapshot"]) != snapshot.number:
+        raise UserError(
+            f"the score {request.name!r} was made for snapshot {number}, and this is for {snapshot.number}: make one for that snapshot "
+            f"with {command_line('score', catalog.folder, '…')}, under another name"
+        )
+    return manifest
 
 
 # --- making and keeping -----------------------------------------------------------------------------------------------
@@ -92,14 +112,25 @@ def score_inputs(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) ->
 
 def _make(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest, context: Context) -> Path:
     """Makes a score unless it is there; returns its folder."""
+    if (named := _named(catalog, snapshot, request)) is not None:
+        return finished_folder(NAMED_SCORE.path(catalog.folder, request.name), named["identity"])
     config = {"score": score_config(request), "snapshot": snapshot.number}
     inputs = {"snapshot": snapshot.id, **score_inputs(catalog, snapshot, request)}
-    with score_artifact(catalog, request.name, config, inputs) as artifact:
+    artifact = score_artifact(catalog, request.name, config, inputs)
+    work = ScoreWork(catalog, snapshot, artifact.folder, request.name, score_options(request), context)
+    return write_score(artifact, work, find_score(request).make)
+
+
+def write_score(artifact: Artifact, work: ScoreWork, make: Callable[[ScoreWork], Mapping[str, Any] | None]) -> Path:
+    """Make a score in its artifact unless it is there; return its folder."""
+    with artifact:
         if not artifact.done:
-            work = ScoreWork(catalog, snapshot, artifact.folder, request.name, _options(request), context)
-            figures = _score(request).make(work) or {}
-            scored = sum(context.executor.map(Apply(partial(_count_scored, work.column)), work.parts, KERNEL))
-            artifact.finish({"samples": snapshot.rows, "scored": scored, **figures})
+            figures = make(work) or {}
+            counts = work.context.executor.map(Apply(partial(_count_scored, work.column)), work.parts, KERNEL)
+            artifact.finish({"samples": work.snapshot.rows, "scored": sum(counts), **figures})
+    if "strict" in work.options:
+        summary = read_record(artifact.folder / layout.MANIFEST)["summary"]
+        check_matched(work.options["strict"], summary, work.options["file"])
     return artifact.folder
 
 
@@ -124,7 +155,7 @@ class ScoreOption:
 class Score:
     """A score that samples can have."""
 
-    make: Callable[[ScoreWork], Mapping[str, int] | None]  # writes every part; may return figures for the summary
+    make: Callable[[ScoreWork], Mapping[str, Any] | None]  # writes every part; may return figures for the summary
     inputs: tuple[str, ...] = ("samples",)  # names in _INPUTS
     options: tuple[str, ...] = ()  # names in OPTIONS
     minimum: float | None = None  # least score that stays, where a filter gives no rule
@@ -148,6 +179,11 @@ OPTIONS: dict[str, ScoreOption] = {
     "clustering": ScoreOption("main", lambda value: isinstance(value, str), "the name of a clustering"),
     "captions": ScoreOption(ORIGINAL, lambda value: isinstance(value, str), "a name of captions"),
     "file": ScoreOption(None, lambda value: isinstance(value, str), "a path", decides=False),
+    "column": ScoreOption("", lambda value: isinstance(value, str), "the name of a column"),
+    "match": ScoreOption("", ("", *MATCHES).__contains__, f"one of {', '.join(MATCHES)}"),
+    "strict": ScoreOption(0.0, lambda value: 0 <= value <= 1, "between 0 and 1", decides=False),
+    "head": ScoreOption(None, lambda value: isinstance(value, str), "a path", decides=False),
+    "activation": ScoreOption("", ("", *ACTIVATIONS).__contains__, f"one of {', '.join(ACTIVATIONS)}"),
     "max_rejected": ScoreOption(MAX_REJECTED, lambda value: 0 <= value <= 1, "between 0 and 1", decides=False),
 }
 
@@ -166,16 +202,22 @@ SCORES: dict[str, Score] = {  # docs/reference/scores.md describes them
     "image-bytes": Score(by_part(partial(ScoredPart.numbers, column="image_bytes"))),
 }
 COLUMN = Score(by_part(makers.column_of_samples), ("column",))  # a numeric column of the samples
-FILE = Score(makers.column_of_file, ("file",), ("file", "max_rejected"))  # a column of a file, joined by uid or key
+# By the option that says where they come from: a file of scores, joined by names of samples; linear layers on embeddings.
+_MADE_FROM = {
+    "file": Score(makers.scores_of_file, ("file",), ("file", "column", "match", "strict", "max_rejected")),
+    "head": Score(by_part(makers.head), ("image embeddings", "head"), ("head", "image", "activation")),
+}
 
 
-def _score(request: ScoreRequest) -> Score:
-    return FILE if "file" in request.options else SCORES.get(request.name, COLUMN)
+def find_score(request: ScoreRequest) -> Score:
+    """Return how the score of a request is made."""
+    found = next((score for option, score in _MADE_FROM.items() if option in request.options), None)
+    return found or SCORES.get(request.name, COLUMN)
 
 
-def _options(request: ScoreRequest) -> dict[str, OptionValue]:
-    """All options of the score, defaults filled in."""
-    score = _score(request)
+def score_options(request: ScoreRequest) -> dict[str, OptionValue]:
+    """Return all options of a score, defaults filled in; a UserError names a bad one."""
+    score = find_score(request)
     for name in request.options:
         if name not in score.options:
             takes = ", ".join(f"`{option}`" for option in score.options) or "no options"
@@ -193,7 +235,7 @@ def _options(request: ScoreRequest) -> dict[str, OptionValue]:
 
 def _column(catalog: Catalog, request: ScoreRequest, modality: str) -> str:
     """Return the column of embeddings of a modality that the request names."""
-    return check_column(catalog, str(_options(request)[modality]), modality)
+    return check_column(catalog, str(score_options(request)[modality]), modality)
 
 
 def _embeddings_id(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest, modality: str) -> str:
@@ -232,7 +274,7 @@ def _column_id(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> s
     if request.name not in there:
         raise UserError(
             f"no score {request.name!r}: use {', '.join(SCORES)}, a numeric column of the samples ({', '.join(there)}), "
-            "or a column of a file (`file`)"
+            "a column of a file (`file`), or a score that `tailwise score` named"
         )
     return _samples_id(catalog, snapshot, request)
 
@@ -244,7 +286,7 @@ def _target_id(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> s
 
 
 def _clustering(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> Clustering:
-    found = Clustering.open(catalog, str(_options(request)["clustering"]))
+    found = Clustering.open(catalog, str(score_options(request)["clustering"]))
     if not found.has_centroids:
         raise UserError(f"`clustering` {found.name!r} has no centroids: name one that `tailwise cluster` made")
     if found.snapshot.number != snapshot.number:
@@ -269,13 +311,24 @@ def _file_id(_catalog: Catalog, _snapshot: Snapshot, request: ScoreRequest) -> s
     path = Path(str(request.options["file"])).expanduser()
     if not path.is_file():
         raise NotFoundError(
-            f"`file` {path} is no file: give a .parquet, .tsv or .csv file with {request.name!r} and uid, key or image_path"
+            f"`file` {path} is no file: give scores and names of samples, in a .parquet, .csv, .tsv, .jsonl, .json or .npy"
+        )
+    return file_digest(path)
+
+
+def _head_id(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> str:
+    path = Path(str(request.options["head"]))
+    found = read_layers(path)[0][0].shape[1]
+    if found != (there := _dimension(catalog, snapshot, _column(catalog, request, "image"))):
+        raise UserError(
+            f"`head` {path} takes embeddings of {found} dimensions, and the catalog's have {there}: name the column of its encoder with "
+            "`image`"
         )
     return file_digest(path)
 
 
 def _captions_id(catalog: Catalog, _: Snapshot, request: ScoreRequest) -> str | None:
-    captions = find_captions(catalog, str(_options(request)["captions"]))
+    captions = find_captions(catalog, str(score_options(request)["captions"]))
     return None if captions is None else captions.id
 
 
@@ -289,4 +342,5 @@ _INPUTS: dict[str, Callable[[Catalog, Snapshot, ScoreRequest], str | None]] = {
     "clustering": _clustering_id,
     "target of clusters": _target_of_clusters_id,
     "file": _file_id,
+    "head": _head_id,
 }

@@ -5,7 +5,7 @@ Artifacts know those that they were made from by name and by hash. So an artifac
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from tailwise.catalog import layout
 from tailwise.catalog.catalog import SERIES, Catalog
 from tailwise.catalog.embeddings import JOINT, MODALITIES, column_records, part_markers
 from tailwise.catalog.files import read_record
-from tailwise.catalog.kinds import CAPTIONS, CLUSTERING, CONCEPTS, KINDS, check_name, named_inputs
+from tailwise.catalog.kinds import CAPTIONS, CLUSTERING, CONCEPTS, KINDS, NAMED_SCORE, check_name, named_inputs
 from tailwise.errors import ConflictError, NotFoundError, UnsupportedError, UserError
 from tailwise.steps.scoring.scores import COLUMN, SCORES
 from tailwise.storage.local import flush, locked, put_if_absent, remove_folder
@@ -300,16 +300,28 @@ def _uses(identity: Mapping[str, Any]) -> Iterator[str]:
         return
     for kind, name, _ in named_inputs(identity):
         yield f"{kind.folder}/{name}"
-    config, labels = identity["config"], {label.removeprefix("score's ") for label in identity["inputs"]}
+    config, inputs = identity["config"], identity["inputs"]
+    if "embeddings" in inputs:
+        yield f"{layout.EMBEDDINGS}/{config['column']}"
     score = config.get("score") or {}
     if isinstance(score, str):  # of a comparison, whose input is the hash of the values
-        labels |= {*SCORES.get(score, COLUMN).inputs}
-        score = {}
-    columns = [config["column"]] if "embeddings" in labels else []
-    columns += [score.get(modality, modality) for modality in MODALITIES if f"{modality} embeddings" in labels]
-    yield from (f"{layout.EMBEDDINGS}/{column}" for column in columns)
+        yield f"{NAMED_SCORE.folder}/{score}"
+        yield from _used_by_score({}, {*SCORES.get(score, COLUMN).inputs})
+        return
+    yield from _used_by_score(score, {label.removeprefix("score's ") for label in inputs})
+    for part in score.get("of", ()):  # of a mix
+        end = f" of {part['name']}"
+        labels = [label.removeprefix("score's ") for label in inputs if label.endswith(end)]
+        yield from _used_by_score(part, {label.removesuffix(end) for label in labels})
+
+
+def _used_by_score(score: Mapping[str, Any], inputs: Collection[str]) -> Iterator[str]:
+    """Yield the names of the artifacts and columns that a score was made from, by its settings and the kinds of its inputs."""
+    for modality in MODALITIES:
+        if f"{modality} embeddings" in inputs:
+            yield f"{layout.EMBEDDINGS}/{score.get(modality, modality)}"
     for kind, option in ((CAPTIONS, "captions"), (CLUSTERING, "clustering")):
-        if option in labels and option in score:
+        if option in inputs and option in score:
             yield f"{kind.folder}/{score[option]}"
 
 
