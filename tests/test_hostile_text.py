@@ -71,7 +71,7 @@ def commands(pool):
         (["dedup", catalog, "--epsilon", 0.01], [str(catalog)]),
         (["filter", catalog, "--by", "caption-words", "--max", 99], []),
         (["filter", catalog, "--not", pool / "gone.txt"], [str(pool)]),
-        (["score", catalog, "--name", "s", "--file", pool / "scores[x].tsv", "--column", "sc [/b]"], ["nobody\x1b[0m"]),
+        (["score", catalog, "--name", "s", "--file", pool / "scores[x].tsv", "--column", "sc [/b]"], []),
         (["score", catalog, "--name", "m", "--mix", "s\x1b[/b]"], ["s\x1b[/b]"]),
         (["group", catalog, "--by", "kind [/b]", "--file", pool / "kinds.tsv", "--name", "kind"], []),
         (["group", catalog, "--entries", pool / "entries.txt", "--workers", 1], []),

@@ -498,7 +498,7 @@ class PlanRequest:
         "Score of scs, hcs, and of the picks highest and lowest.  [default of picks: clip-score]",
     ] = None
     score_file: Annotated[
-        Path | None, ".parquet, .tsv or .csv file with the column `score`, and uid, key or image_path."
+        Path | None, "A file of scores, such as a table with the column `score` and uid, key, url, sha256 or md5."
     ] = None
     logits: Annotated[bool, "scs, hcs: use the score as it is, a logit; it is standardised by default."] = False
     dynamic: Annotated[bool | None, "Draw again in each epoch, or once.", "--dynamic/--static"] = None

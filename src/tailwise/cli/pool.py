@@ -358,9 +358,9 @@ def delete(
 ) -> None:
     """Delete artifacts and embedding columns of a catalog.
 
-    KIND is a folder of the catalog: embeddings, captions, clusters, drops, plans, scores, hashes, neighbours or matches. Refused
-    where others were made from it, unless these are deleted too. Scores, hashes, neighbours and matches go with what they were
-    made from. Samples and snapshots stay.
+    KIND is a folder of the catalog: embeddings, captions, concepts, clusters, named-scores, drops, plans, scores, hashes,
+    neighbours or matches. Refused where others were made from it, unless these are deleted too. Scores, hashes, neighbours and
+    matches go with what they were made from. Samples and snapshots stay.
 
     Examples:
       tailwise delete my-catalog plans/epochs
