@@ -36,7 +36,6 @@ from hypothesis import settings
 from PIL import EpsImagePlugin, Image
 
 from tailwise.catalog import Catalog
-from tailwise.catalog.layout import SECONDS
 from tailwise.cli import main
 from tailwise.kernels.grid import unit_rows_on_grid
 from tailwise.kernels.keyed import random_below, stream_key
@@ -597,13 +596,13 @@ def make_metadata():
 
 @pytest.fixture(scope="session")
 def tree_bytes():
-    """`tree_bytes(folder)` → {relative path: content} of all files below a folder, but for the seconds that something took."""
+    """`tree_bytes(folder)` → {relative path: content} of all files below a folder."""
 
     def read(folder):
         return {
             path.relative_to(folder).as_posix(): path.read_bytes()
             for path in sorted(folder.rglob("*"))
-            if path.is_file() and not path.name.startswith(SECONDS)
+            if path.is_file()
         }
 
     return read

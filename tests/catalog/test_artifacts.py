@@ -12,7 +12,6 @@ from tailwise.catalog import artifacts
 from tailwise.catalog.artifacts import REMOVALS, Artifact, artifact_id, read_manifest
 from tailwise.catalog.files import file_digest, read_json, write_json
 from tailwise.catalog.kinds import Kind
-from tailwise.catalog.layout import SECONDS
 from tailwise.errors import ConflictError, UserError
 
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link")
@@ -29,11 +28,6 @@ def begin(tmp_path):
             return artifact
 
     return enter
-
-
-def names(folder):
-    """The names in a folder, less the seconds that its artifact took."""
-    return {path.name for path in folder.iterdir() if not path.name.startswith(SECONDS)}
 
 
 def make(artifact, files=("a", "b")):
@@ -145,7 +139,7 @@ def test_of_two_writers_one_wins(tmp_path, configs, locks, refusal):
     assert manifest["files"] == {path.name: file_digest(path) for path in folder.glob("by-*")}
     with Artifact(folder, "clusters", configs[winner], INPUTS) as again:
         assert again.done
-    assert names(folder) == {"manifest.json", *manifest["files"]}
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", *manifest["files"]}
     assert {path.name for path in tmp_path.iterdir()} == {"main", *([".main.lock"] if locks else [])}
 
 
@@ -220,7 +214,7 @@ def test_finish_lists_hashes_and_leaves_no_pending(begin):
     assert manifest["identity"] == {"kind": "clusters", "format": 1, "config": CONFIG, "inputs": INPUTS}
     assert {"python", "tailwise", "numpy", "torch", "numba", "pyarrow"} <= manifest["made_by"].keys()
     assert manifest["summary"] == {"rows": 7}
-    assert names(artifact.folder) == {"a", "b", "manifest.json"}
+    assert {path.name for path in artifact.folder.iterdir()} == {"a", "b", "manifest.json"}
 
 
 def test_finished_with_the_same_settings_is_done_and_untouched(begin, tree_bytes):

@@ -6,7 +6,7 @@ import pytest
 
 from tailwise.catalog import Catalog
 from tailwise.catalog.kinds import KINDS, MADE_BY, WITHOUT, named_inputs
-from tailwise.catalog.layout import MANIFEST, SECONDS
+from tailwise.catalog.layout import MANIFEST
 from tailwise.cli.run import step_commands
 from tailwise.errors import UserError
 from tailwise.pipeline.run import Runner
@@ -88,7 +88,6 @@ def test_status_lists_it(full_catalog, kind):
 def test_verify_reads_all_its_files(full_catalog, kind):
     manifest = kind.path(full_catalog.folder, kind.finished(full_catalog.folder)[0]) / MANIFEST
     files = {path for path in manifest.parent.rglob("*") if path.is_file() and path != manifest}
-    files = {path for path in files if not path.name.startswith(SECONDS)}  # nothing depends on them
     assert files
     for path in files:
         path.write_bytes(path.read_bytes() + b"x")

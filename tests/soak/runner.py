@@ -121,7 +121,7 @@ def tree(request):
     found = {}
     for root in request["folders"]:
         for path in sorted(Path(root).rglob("*")):
-            if path.is_file() and not path.name.startswith("seconds-"):
+            if path.is_file():
                 found[str(path)] = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
     return found
 

@@ -24,7 +24,6 @@ from tailwise.catalog.catalog import Part
 from tailwise.catalog.columns import RowColumn
 from tailwise.catalog.files import write_array
 from tailwise.catalog.kinds import PLAN
-from tailwise.catalog.layout import SECONDS
 from tailwise.context import Context
 from tailwise.errors import ConflictError, DamagedError, NotFoundError, UnsupportedError, UserError
 from tailwise.loader.loader import Loader
@@ -76,15 +75,15 @@ def stored(server, small_catalog, clean_folder):
 
 
 def files_of(folder):
-    """The bytes of all files of a catalog, by the path that they have in a local one; without locks and seconds."""
+    """The bytes of all files of a catalog, by the path that they have in a local one; without locks."""
     if not isinstance(folder, StorePath):
         return {
             str(path.relative_to(folder)): path.read_bytes()
             for path in Path(folder).rglob("*")
-            if path.is_file() and not path.name.endswith(".lock") and not path.name.startswith(SECONDS)
+            if path.is_file() and not path.name.endswith(".lock")
         }
     found = {}
-    for key in (key for key in folder.store.keys(f"{folder.key}/") if f"/{SECONDS}" not in key):
+    for key in folder.store.keys(f"{folder.key}/"):
         local = re.sub(r"^(\w+/[^/]+)/[0-9a-f]{32}/", r"\1/", key.removeprefix(f"{folder.key}/"))
         content = folder.store.get(key)
         assert found.setdefault(local, content) == content  # both manifests

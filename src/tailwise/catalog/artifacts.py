@@ -13,9 +13,8 @@ import numpy.typing as npt
 
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.columns import PlainColumn, RowColumn
-from tailwise.catalog.durations import Watch
 from tailwise.catalog.files import digest, known_digest, read_record, record_bytes
-from tailwise.catalog.layout import MANIFEST, PENDING, SECONDS, lock, plain_file, unfinished
+from tailwise.catalog.layout import MANIFEST, PENDING, lock, plain_file, unfinished
 from tailwise.errors import ConflictError, NotFoundError, PartDoneError, UserError
 from tailwise.extras import versions
 from tailwise.storage.local import (
@@ -79,7 +78,7 @@ class Artifact:
         self.place = place
         self.folder = self._finished() or unfinished(place) / digest(self.identity)
         self.done = False
-        self._held, self._watch = ExitStack(), Watch()
+        self._held = ExitStack()
 
     def __enter__(self) -> Artifact:
         """Opens or begins it.
@@ -95,7 +94,6 @@ class Artifact:
                 self._refuse_other(read_record(self.place / MANIFEST)["identity"], self.place)
             else:
                 self._begin()
-                self._held.enter_context(self._watch)
         except BaseException:
             self._held.close()
             raise
@@ -121,8 +119,6 @@ class Artifact:
         """Lets go of the lock; and of the folder, where the stage refused what it was given before it made anything."""
         if kind is not None and issubclass(kind, UserError) and _names(self.folder) == {PENDING}:
             remove_folder(self.folder if is_stored(self.place) else unfinished(self.place))
-        elif kind is not None and not self.done and _names(self.folder) > {PENDING}:
-            self._watch.save(self.folder)
         self._held.close()
 
     def _refuse_other(self, existing: Mapping[str, Any], folder: Path) -> None:
@@ -166,8 +162,7 @@ class Artifact:
             raise PartDoneError("no item is left for parts: run the command without `part`", 0)
         with self._race():
             self.path(PENDING).stat()  # it is missing where another process has published the folder
-            self._watch.save(self.folder)
-            paths = sorted(path for path in _paths(self.folder) if path.is_file())
+            paths = sorted(path for path in self.folder.iterdir() if path.is_file() and path.suffix != TEMPORARY_SUFFIX)
             files = {path.name: known_digest(path) for path in paths if path.name not in {PENDING, MANIFEST}}
             manifest = {"files": files, "summary": dict(summary), "made_by": versions(DECIDING)}
             if not put_if_absent(self.path(MANIFEST), record_bytes({"identity": self.identity, **manifest})):
@@ -213,16 +208,11 @@ class Artifact:
         return ConflictError(f"another process has finished {self.place} at this moment: repeat this command")
 
 
-def _paths(folder: Path) -> Iterator[Path]:
-    """Yield what a folder holds, without temporary files and seconds; nothing where there is no folder."""
-    with suppress(FileNotFoundError):
-        for path in folder.iterdir():
-            if path.suffix != TEMPORARY_SUFFIX and not path.name.startswith(SECONDS):
-                yield path
-
-
 def _names(folder: Path) -> set[str]:
-    return {path.name for path in _paths(folder)}
+    """Return the names in a folder, without those of temporary files; none where there is no folder."""
+    with suppress(FileNotFoundError):
+        return {path.name for path in folder.iterdir() if path.suffix != TEMPORARY_SUFFIX}
+    return set()
 
 
 def _removals_aside(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,7 +66,6 @@ CAPTIONS = "captions"
 CONCEPTS = "concepts"
 MANIFEST = "manifest.json"  # with it, an artifact is finished
 PENDING = "pending.json"
-SECONDS = "seconds-"  # also of embedding columns
 
 # Columns of artifacts that have one file a part.
 LABEL = "label"

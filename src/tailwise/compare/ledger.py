@@ -6,16 +6,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tailwise.catalog import Catalog, layout
-from tailwise.catalog.artifacts import find_manifest, finished_folder
-from tailwise.catalog.durations import seconds_spent
+from tailwise.catalog.artifacts import find_manifest
 from tailwise.catalog.embeddings import ENCODER, JOINT, column_record
-from tailwise.catalog.kinds import CLUSTERING, CONCEPTS, KINDS, MATCHES, SCORE
+from tailwise.catalog.kinds import CLUSTERING, CONCEPTS, DROP_LIST
 from tailwise.steps.upkeep.delete import dependencies
 
-TRAINING, SELECTION = "training", "lists and plan"
-_PHASE_OF = {layout.EMBEDDINGS: "embedding", SCORE.folder: "scoring"}
-_PHASE_OF |= dict.fromkeys((CLUSTERING.folder, CONCEPTS.folder, MATCHES.folder), "clustering")
-PHASES = (*dict.fromkeys(_PHASE_OF.values()), SELECTION, TRAINING)
+EMBEDDING, SCORING, GROUPING, SELECTION, TRAINING = PHASES = (
+    "embedding",
+    "scoring",
+    "clustering",
+    "lists and plan",
+    "training",
+)
+_PHASE_OF = {layout.EMBEDDINGS: EMBEDDING, CLUSTERING.folder: GROUPING, CONCEPTS.folder: GROUPING}
 _ELSEWHERE = {  # inputs of artifacts that no command of tailwise made
     "score's file": "a file of scores",
     "score's column": "a column of the samples",
@@ -33,13 +36,9 @@ _ELSEWHERE = {  # inputs of artifacts that no command of tailwise made
 class Ledger:
     """Costs and models of the plans of a catalog."""
 
-    def __init__(self, catalog: Catalog) -> None:
-        """Read which artifacts were made from which."""
-        self._catalog, self._uses = catalog, dependencies(catalog)
-        caches = {
-            kind.folder for kind in KINDS if not kind.made_by
-        }  # scores and the like: found by what they were made from
-        self._caches = {name: self._identity(name) for name in self._uses if name.partition("/")[0] in caches}
+    def __init__(self, catalog: Catalog, seconds: Mapping[str, float]) -> None:
+        """Read which artifacts were made from which. `seconds` are those of the steps that the comparison ran, by artifact or column."""
+        self._catalog, self._seconds, self._uses = catalog, seconds, dependencies(catalog)
 
     def of(self, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         """Return the ledger of a row, from the results of its runs; None without runs or if a plan was deleted since.
@@ -50,14 +49,14 @@ class Ledger:
         plans = [f"{layout.PLANS}/{run['plan']['name']}" for run in runs]
         if not plans or not self._uses.keys() >= {*plans}:
             return None
-        steps = {name: self._seconds(name) for plan in plans for name in self._steps(plan)}
+        steps = {name: self._seconds.get(name) for plan in plans for name in self._steps(plan)}
         seconds, unknown = dict.fromkeys(PHASES, 0.0), set()
         for plan, run in zip(plans, runs, strict=True):
             seconds[TRAINING] += run["trained"]["seconds"] / len(plans)
             for name in self._steps(plan):
-                seconds[_phase(name)] += (steps[name] or 0) / len(plans)
+                seconds[self._phase(name)] += (steps[name] or 0) / len(plans)
                 if steps[name] is None:
-                    unknown.add(_phase(name))
+                    unknown.add(self._phase(name))
         models = sorted({model for name in steps for model in self._models(name)})
         return {"seconds": seconds, "unknown": sorted(unknown), "steps": steps, "models": models}
 
@@ -66,32 +65,25 @@ class Ledger:
         if name in found or name not in self._uses:
             return found
         found = (*found, name)
-        for used in (*sorted(self._uses[name]), *self._caches_of(name)):
+        for used in sorted(self._uses[name]):
             found = self._steps(used, found)
         return found
 
-    def _caches_of(self, name: str) -> Iterator[str]:
-        """Yield what a command made on the way to an artifact: its settings and inputs are among those of the artifact."""
-        mine = self._identity(name)
-        for other, its in self._caches.items():
-            same = all(its[part].items() <= mine[part].items() for part in ("config", "inputs"))
-            if same and its["config"]:
-                yield other
+    def _manifest(self, name: str) -> Mapping[str, Any]:
+        return find_manifest(self._catalog.folder / name) or {"identity": {"config": {}, "inputs": {}}, "summary": {}}
 
-    def _identity(self, name: str) -> Mapping[str, Any]:
-        manifest = find_manifest(self._catalog.folder / name)
-        return manifest["identity"] if manifest else {"config": {}, "inputs": {}}
-
-    def _seconds(self, name: str) -> float | None:
-        place = self._catalog.folder / name
-        manifest = find_manifest(place)
-        return seconds_spent(finished_folder(place, manifest["identity"]) if manifest else place)
+    def _phase(self, name: str) -> str:
+        folder = name.partition("/")[0]
+        scored = isinstance(
+            self._manifest(name)["identity"]["config"].get("score"), Mapping
+        )  # a name, if dedup goes by a score
+        return SCORING if folder == DROP_LIST.folder and scored else _PHASE_OF.get(folder, SELECTION)
 
     def _models(self, name: str) -> Iterator[str]:
         """Yield the models behind an artifact or a column itself, and what was made elsewhere by a model that is not noted."""
         folder, _, own = name.partition("/")
         if folder != layout.EMBEDDINGS:
-            manifest = find_manifest(self._catalog.folder / name) or {"identity": {"inputs": {}}, "summary": {}}
+            manifest = self._manifest(name)
             for label in manifest["identity"]["inputs"].keys() & _ELSEWHERE.keys():
                 yield f"not noted ({_ELSEWHERE[label]}: {own})"
             yield from manifest["summary"].get("encoders", ())
@@ -101,10 +93,6 @@ class Ledger:
             yield f"not noted (imported embeddings: {own})"
         elif record["modality"] != JOINT and record["encoder"] != "pixels":
             yield record["encoder"]
-
-
-def _phase(name: str) -> str:
-    return _PHASE_OF.get(name.partition("/")[0], SELECTION)
 
 
 def hours(ledger: Mapping[str, Any], phase: str) -> str:
@@ -128,5 +116,5 @@ def ledger_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     missing = [step for step in users if any(ledger["steps"].get(step, 0) is None for _, ledger in known)]
     notes = [f"Shared steps count in full for each of their rows: {', '.join(shared)}."] if shared else []
     if missing:
-        notes.append(f"No time is recorded of: {', '.join(missing)}. Imports and older versions record none.")
+        notes.append(f"No time is known of: {', '.join(missing)}. Only steps that this comparison ran are timed.")
     return {"columns": ["row", *PHASES, "outside models"], "cells": cells, "notes": notes}

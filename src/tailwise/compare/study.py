@@ -47,7 +47,7 @@ from tailwise.train.runs import changes
 logger = logging.getLogger(__name__)
 FORMAT = 1
 SEED = "{seed}"  # in an option of a row: the seed of the run
-RUNS, CACHE, RESULT, TRAINED = "runs", "cache", "result.json", "trained.json"
+RUNS, CACHE, SECONDS, RESULT, TRAINED = "runs", "cache", "seconds", "result.json", "trained.json"
 NOT_DECIDING = {"workers", "max_rejected"}
 PATHS = {"classes", "templates", "train_counts", "pool"}
 FILES = {
@@ -224,8 +224,28 @@ class Study:
         folder = self.output / CACHE
         with locked(folder / ".plans", str(folder), wait=True) if folder.exists() else nullcontext():
             for step in run.plans:
-                _run_quietly(runner, step)
+                self.make(step, runner)
         return Plan(Catalog.open(self.recipe.catalog), str(run.plan.options["name"]))
+
+    def make(self, step: Step, runner: Runner) -> None:
+        """Run a command quietly. Note the seconds of what it makes, unless that is there already."""
+        job = runner.job(step)
+        notes = [self.output / SECONDS / f"{name}.json" for name in job.artifacts]
+        if notes and runner.is_there(job):
+            notes = []
+        for note in notes:
+            note.unlink(missing_ok=True)  # of one that was deleted since
+        began = time.perf_counter()
+        with redirect_stdout(io.StringIO()):
+            job.run()
+        for note in notes:
+            if not note.exists():  # else another process has made it
+                write_json(note, (time.perf_counter() - began) / len(notes))
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of the steps that the comparison ran, by the artifact or the embedding column that they made."""
+        folder = self.output / SECONDS
+        return {str(note.relative_to(folder).with_suffix("")): read_json(note) for note in folder.glob("*/*.json")}
 
     def has_plan(self, run: Run) -> bool:
         """Return True if the plan of a run is made."""
@@ -270,7 +290,7 @@ def compare(
     Raise a UserError for a mistake in the recipe, a folder that holds runs of other settings or other files, or rows that hardly differ.
     """
     context = context or Context()
-    study = Study(recipe, check_output_folder(output, "`output`", marks=[RUNS, CACHE]))
+    study = Study(recipe, check_output_folder(output, "`output`", marks=[RUNS, CACHE, SECONDS]))
     prepare(study, runner)
     runs = study.runs(only, seeds)
     missing = sum(study.result(run) is None for run in runs)
@@ -292,8 +312,8 @@ def compare(
             report(f"{line}: another process is running it")
         else:
             report(f"{line}: {_describe(found)}")
-            write_summary(output, summarize(recipe, study.results(), gate), png=png)
-    summary = summarize(recipe, study.results(), gate)
+            write_summary(output, summarize(recipe, study.results(), gate, study.seconds()), png=png)
+    summary = summarize(recipe, study.results(), gate, study.seconds())
     write_summary(output, summary, png=png)
     return summary
 
@@ -307,7 +327,7 @@ def prepare(study: Study, runner: Runner) -> None:
             )
         runner.job(step)  # refuses options that mean nothing
     for step in study.recipe.prepare:
-        _run_quietly(runner, step)
+        study.make(step, runner)
 
 
 def _named(context: Context, line: str, later: int) -> Context:
@@ -319,11 +339,6 @@ def _named(context: Context, line: str, later: int) -> Context:
         return context.progress(items, description, total)
 
     return replace(context, progress=track)
-
-
-def _run_quietly(runner: Runner, step: Step) -> None:
-    with redirect_stdout(io.StringIO()):
-        runner.job(step).run()
 
 
 def _describe(result: Mapping[str, Any]) -> str:

@@ -56,16 +56,22 @@ def figures(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def summarize(
-    recipe: CompareRecipe, results: Iterable[Mapping[str, Any]], gate: Mapping[str, Any] | None = None
+    recipe: CompareRecipe,
+    results: Iterable[Mapping[str, Any]],
+    gate: Mapping[str, Any] | None = None,
+    seconds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Return all figures of a comparison, from the results of its finished runs and what its rows do (`gate`), as JSON values."""
+    """Return all figures of a comparison as JSON values.
+
+    They are made from the results of its finished runs, what its rows do (`gate`), and the seconds of the steps that it ran, by artifact.
+    """
     done = list(results)
     by_row = {row.name: {item["seed"]: item for item in done if item["row"] == row.name} for row in recipe.rows}
     baseline = recipe.row(recipe.baseline).name
     shown = {name: {seed: figures(item) for seed, item in runs.items()} for name, runs in by_row.items()}
     known = [values for runs in shown.values() for run in runs.values() for values in run.items()]
     sets = {name: [metric for metric in METRICS if metric in values] for name, values in known}
-    ledger = Ledger(Catalog.open(recipe.catalog))
+    ledger = Ledger(Catalog.open(recipe.catalog), seconds or {})
     rows: list[dict[str, Any]] = [
         {
             "row": row.name,

@@ -15,7 +15,7 @@ from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.embeddings import MODALITIES, part_marker
 from tailwise.catalog.files import digest, file_digest, read_json, read_record, write_json
 from tailwise.catalog.kinds import CLUSTERING, CONCEPTS, DROP_LIST, KINDS, MADE_BY, PLAN, Kind
-from tailwise.catalog.layout import HEADER, MANIFEST, export_record
+from tailwise.catalog.layout import EMBEDDINGS, HEADER, MANIFEST, export_record
 from tailwise.catalog.removals import Removals
 from tailwise.errors import NotFoundError, UserError
 from tailwise.pipeline.costs import SECONDS, Pool, duration
@@ -58,6 +58,15 @@ class Job:
         """Name of the artifact that it makes; None where users name none."""
         kind = MADE_BY.get(self.step.command)
         return kind.made_by[self.step.command](self.asked) if kind else None
+
+    @property
+    def artifacts(self) -> list[str]:
+        """Folders, in the catalog, of the artifacts and embedding columns that it makes under a name: clusters/main."""
+        if self.step.command == "embed":
+            columns = MODALITIES if self.asked["column"] == "both" else (self.asked["column"],)
+            return [f"{EMBEDDINGS}/{column}" for column in columns]
+        kind = None if self.step.command == "import" else MADE_BY.get(self.step.command)
+        return [] if kind is None else [f"{kind.folder}/{self.makes}"]
 
     def run_folders(self) -> list[Path]:
         """Return the folders of a training's phases."""
@@ -206,6 +215,11 @@ class Runner:
         """Return the catalog; None if nothing has been imported."""
         opened = Catalog.open(self.catalog) if (self.catalog / HEADER).exists() else None
         return opened if opened is not None and opened.snapshots() else None
+
+    def is_there(self, job: Job) -> bool:
+        """Return whether something of the name that a job makes is in the catalog."""
+        opened = self.open()
+        return opened is not None and _is_there(opened, job)
 
     def states(self, jobs: Sequence[Job], pool: Pool) -> Iterator[tuple[str, str]]:
         """Yield for each job whether its result is there, or the time it takes; and what would have it refused, or ""."""

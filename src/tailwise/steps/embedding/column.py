@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby, pairwise, repeat
+from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part
-from tailwise.catalog.durations import Watch
 from tailwise.catalog.embeddings import embeddings_of, open_column, write_part
 from tailwise.catalog.files import digest
 from tailwise.catalog.rejections import Rejections
@@ -87,7 +87,7 @@ class Column:
         Raises:
             UserError: a shard can't be read, or too little could be embedded.
         """
-        pieces, folder, embedded = self._pieces(lacking), self.catalog.embedding_folder(self.name), 0
+        pieces, started, embedded = self._pieces(lacking), perf_counter(), 0
         needs = Needs(device=self.request.device)
         slots = context.executor.slots(needs)
         task = Embed(
@@ -117,15 +117,9 @@ class Column:
                     yield from repeat(None, item.rows if how is not _GONE else 0)
                 self._tally.refuse_many()
                 embedded += self._write(part, mine, rejections)
-                watch.save(folder)
 
-        with Watch() as watch:
-            try:
-                for _ in context.progress(rows(), f"embedding {self.name}s", total):
-                    pass
-            finally:
-                if lacking:
-                    watch.save(folder)
+        for _ in context.progress(rows(), f"embedding {self.name}s", total):
+            pass
         self._finished.close()
         if items and not embedded:
             raise UserError(f"not one of {total:,} samples got an {self.name} embedding: {self._tally.causes()}")
@@ -138,7 +132,7 @@ class Column:
             embedded,
             total,
             self._tally.truncated,
-            watch.seconds,
+            perf_counter() - started,
             sum(item.rows for item in left),
         )
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
 
 from tailwise.catalog.catalog import Catalog, Part
-from tailwise.catalog.durations import Watch
 from tailwise.catalog.embeddings import (
     JOINT,
     check_column,
@@ -105,7 +105,7 @@ def join_columns(catalog: Catalog, request: EmbedRequest, context: Context) -> l
     refuse_idle(request, {"encoder", "column"}, f"with {request.encoder}")
     if in_part():
         raise UserError("`part`: a joint column is made at once: run it without `part`")
-    weights, snapshot = weights_of(request.encoder), catalog.snapshot()
+    weights, snapshot, started = weights_of(request.encoder), catalog.snapshot(), perf_counter()
     if request.column in {"image", "text", "both", *weights}:
         raise UserError(f"`column` {request.column}: give the joint column another name, such as joint")
     for name in weights:
@@ -119,9 +119,6 @@ def join_columns(catalog: Catalog, request: EmbedRequest, context: Context) -> l
     open_column(catalog, request.column, dimension, request.encoder, JOINT, made_of)
     task = _Join(catalog.folder, request.column, weights, dimension)
     parts = [part for part in catalog.parts() if not task.is_done(part)]
-    with Watch() as watch:
-        embedded = sum(context.map(task, parts, f"joining {', '.join(weights)}", KERNEL))
-        if parts:
-            watch.save(catalog.embedding_folder(request.column))
-    rows = sum(part.rows for part in parts)
-    return [ColumnReport(request.column, dimension, "fp16", "numpy", embedded, rows, 0, watch.seconds, rows)]
+    embedded = sum(context.map(task, parts, f"joining {', '.join(weights)}", KERNEL))
+    rows, seconds = sum(part.rows for part in parts), perf_counter() - started
+    return [ColumnReport(request.column, dimension, "fp16", "numpy", embedded, rows, 0, seconds, rows)]
