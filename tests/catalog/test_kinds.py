@@ -119,6 +119,10 @@ NEEDED = {
     "draw": {"output": "out"},
     "excluded": {"output": "out"},
 }
+ALONE = {  # options that stand in place of those needed
+    ("group", "concepts"): {"concepts": "x"},
+    ("concepts", "both"): {"name": "c", "both": ["x", "y"]},
+}
 DEFAULTS = {"cluster": "main", "import": "dynamics", "dedup": "duplicates"}
 
 
@@ -138,10 +142,11 @@ def test_run_knows_what_makes_it_and_what_takes_it(kind, tmp_path):
     for command, option in kind.named_by.items():
         makers = kind.makers_for.get(command, tuple(kind.made_by))
         assert option in commands[command].options
-        alone = (command, option) == ("group", "concepts")  # in place of `by`
-        takes = runner.job(Step(command, {option: "x"})) if alone else job(command, **{option: "x"})
+        alone = ALONE.get((command, option))
+        takes = runner.job(Step(command, alone)) if alone else job(command, **{option: "x"})
         with pytest.raises(UserError, match=f"{option} is 'x', .* add a step {' or '.join(makers)}$"):
             runner.check([main, takes])
         for maker in makers:
-            runner.check([main, job(maker, **{"clustering" if maker == "import" else "name": "x"}), takes])
+            made = [job(maker, **{"clustering" if maker == "import" else "name": name}) for name in ("x", "y")]
+            runner.check([main, *made, takes])
     assert kind.makers_for.keys() <= kind.named_by.keys()
