@@ -71,7 +71,7 @@ def test_the_whole_cost_of_each_step_that_a_plan_rests_on(timed):
     assert (colours["models"], colours["unknown"]) == ([], [])  # pixels are no model
     apart = ledger.of([run("r", 10)])
     assert apart["seconds"] == {"embedding": 0, "scoring": 0, "clustering": 30, "lists and plan": 2, "training": 10}
-    assert apart["models"] == ["not noted (a table of groups: group)"]
+    assert apart["models"] == ["not noted (a table: group)"]
     mixed = ledger.of([run("p", 10), run("q", 10)])  # as with a clustering for each seed: means over runs
     assert mixed["seconds"]["clustering"] == 150
     assert ledger.of([]) is None

@@ -8,7 +8,7 @@ from typing import Any
 from tailwise.catalog import Catalog, layout
 from tailwise.catalog.artifacts import find_manifest
 from tailwise.catalog.embeddings import ENCODER, JOINT, column_record
-from tailwise.catalog.kinds import CLUSTERING, CONCEPTS, DROP_LIST
+from tailwise.catalog.kinds import CLUSTERING, CONCEPTS, DROP_LIST, NAMED_SCORE
 from tailwise.steps.upkeep.delete import dependencies
 
 EMBEDDING, SCORING, GROUPING, SELECTION, TRAINING = PHASES = (
@@ -18,17 +18,17 @@ EMBEDDING, SCORING, GROUPING, SELECTION, TRAINING = PHASES = (
     "lists and plan",
     "training",
 )
-_PHASE_OF = {layout.EMBEDDINGS: EMBEDDING, CLUSTERING.folder: GROUPING, CONCEPTS.folder: GROUPING}
-_ELSEWHERE = {  # inputs of artifacts that no command of tailwise made
-    "score's file": "a file of scores",
-    "score's column": "a column of the samples",
-    "score's target": "a file of target embeddings",
-    "score's target of clusters": "a file of target embeddings",
+_PHASE_OF = {layout.EMBEDDINGS: EMBEDDING, NAMED_SCORE.folder: SCORING}
+_PHASE_OF |= {CLUSTERING.folder: GROUPING, CONCEPTS.folder: GROUPING}
+_ELSEWHERE = {  # inputs of artifacts that no command of tailwise made; those of scores begin with "score's "
+    "file": "a table",
+    "column": "a column of the samples",
+    "head": "weights of a head",
+    "target": "a file of target embeddings",
     "rates": "a file of rates",
     "list": "a list of samples",
     "cluster ids": "imported cluster ids",
     "tables": "a table of captions or concepts",
-    "file": "a table of groups",
     "bundle": "a plan bundle",
 }
 
@@ -84,8 +84,8 @@ class Ledger:
         folder, _, own = name.partition("/")
         if folder != layout.EMBEDDINGS:
             manifest = self._manifest(name)
-            for label in manifest["identity"]["inputs"].keys() & _ELSEWHERE.keys():
-                yield f"not noted ({_ELSEWHERE[label]}: {own})"
+            labels = {label.removeprefix("score's ").partition(" of ")[0] for label in manifest["identity"]["inputs"]}
+            yield from (f"not noted ({_ELSEWHERE[label]}: {own})" for label in labels & _ELSEWHERE.keys())
             yield from manifest["summary"].get("encoders", ())
             return
         record = column_record(self._catalog, own)
