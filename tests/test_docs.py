@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import yaml
 import tailwise
 from tailwise.cli import _shared_first
 from tailwise.cli.app import tree
+from tailwise.steps.planning.plan import check_method
+from tailwise.steps.scoring.scores import SCORES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -96,3 +99,17 @@ def test_files_and_extras_that_are_named_exist(page):
 def test_python_compiles(page):
     for block in re.findall(r"^```python\n(.*?)^```", PAGES[page], re.M | re.S):
         compile(block.replace(", …)", ")"), page, "exec", dont_inherit=True)
+
+
+def test_known_names_are_answered_by_options_and_methods_that_exist():
+    page, commands = PAGES["reference/known-names.md"], tree().commands
+    answers = [shlex.split(code) for row in re.findall(r"^\|.*", page, re.M) for code in re.findall(r"`([^`]*)`", row)]
+    answers = [words for words in answers if words[0] in commands]
+    assert len(answers) > 30
+    for command, *words in answers:
+        options = {option for item in commands[command].params for option in item.opts}
+        assert {word for word in words if word.startswith("--")} <= options, (command, words)
+        for option, value in pairwise(words):
+            if option == "--method":
+                check_method(value)  # raises an error if there is none
+            assert option != "--by" or value in {*SCORES, "X"}, value
