@@ -9,6 +9,7 @@ from tailwise.requests import (
     EmbedRequest,
     FilterRequest,
     GroupRequest,
+    NamedScoreRequest,
     PlanRequest,
 )
 from tailwise.steps.clustering.cluster import cluster
@@ -17,6 +18,7 @@ from tailwise.steps.embedding.embed import embed
 from tailwise.steps.grouping.group import group
 from tailwise.steps.planning.plan import make_plan
 from tailwise.steps.scoring.filter import filter_samples
+from tailwise.steps.scoring.named import make_named_score
 
 SECONDS = {
     "embeddings/colours": 1000,
@@ -96,3 +98,16 @@ def test_the_table_names_shared_steps_and_those_without_a_time(timed):
     shared, unknown = table["notes"]
     assert "clusters/main (2 rows)" in shared and "by-colour" not in shared
     assert "embeddings/image" in unknown and "clusters" not in unknown
+
+
+def test_named_scores_are_scoring_and_their_files_are_made_elsewhere(small_catalog, tmp_path):
+    (tmp_path / "quality.csv").write_text("key,quality\n" + "".join(f"{row:06d},{row % 7}\n" for row in range(600)))
+    make_named_score(small_catalog, NamedScoreRequest(name="quality", file=tmp_path / "quality.csv"))
+    make_named_score(small_catalog, NamedScoreRequest(name="mixed", mix="z(quality) + 0.1*z(caption-characters)"))
+    filter_samples(small_catalog, FilterRequest("mixed", keep=0.5, name="best"))
+    make_plan(small_catalog, "p", PlanRequest("random", keep=0.3, without=("best",)))
+    seconds = {"named-scores/quality": 100, "named-scores/mixed": 20, "drops/best": 3, "plans/p": 1}
+    found = Ledger(small_catalog, seconds).of([run("p", 10)])
+    assert found["steps"] == seconds
+    assert found["seconds"] | {"scoring": 123, "lists and plan": 1} == found["seconds"]
+    assert found["models"] == ["not noted (a table: quality)"]
