@@ -209,7 +209,9 @@ def test_the_gate_alone_trains_nothing_and_a_weak_one_is_refused(make_recipe, dr
     told = invoke(recipe, "--gate", "--output", tmp_path / "out")
     assert told.exit_code == 0 and "128" in told.output and "next: tailwise compare" in told.output
     found = json.loads(invoke(recipe, "--gate", "--output", tmp_path / "out", "--json").stdout)
-    assert not (tmp_path / "out").exists()
+    assert {path.name for path in (tmp_path / "out").iterdir()} <= {
+        "seconds"
+    }  # of the plans, if no other test has made them
     assert [(row["row"], row["samples_seen"], row["cost"]) for row in found["rows"]] == [
         ("random dynamic", 256, 1.0), ("half cost", 128, 0.5),
     ]  # fmt: skip
