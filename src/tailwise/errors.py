@@ -57,10 +57,10 @@ class PartDoneError(Exception):
 MAX_REJECTED = 0.1  # share of samples or rows, by default
 
 
-def check_share(max_rejected: float) -> None:
-    """Raise a UserError for a bound on rejects that is not in [0, 1]."""
-    if not 0 <= max_rejected <= 1:
-        raise UserError(f"`max_rejected` {max_rejected}: must lie between 0 and 1, such as 0.1 for 10 %")
+def check_share(share: float, name: str = "max_rejected") -> None:
+    """Raise a UserError for a bound, a parameter of this name, that is not in [0, 1]."""
+    if not 0 <= share <= 1:
+        raise UserError(f"`{name}` {share}: must lie between 0 and 1, such as 0.1 for 10 %")
 
 
 def refuse_many(

@@ -97,6 +97,7 @@ class ConceptsRequest(CaptionsRequest):
         "Column of lists, of Parquet or of JSON in text.  [default: concepts, tags, entities, labels or classes]",
     ] = None
     max_rejected: Annotated[float, "Stop when more than this share of the rows can't be used."] = MAX_REJECTED
+    max_misses: Annotated[float, "Stop when a greater share of the samples has no concept."] = 0.9
     ignore_case: Annotated[bool, "Take names in lower case; of `entries`: compare in lower case."] = False
     entries: Annotated[
         Path | None, "In place of tables: a list of words and phrases, one a line; a sample has those in its caption."
@@ -111,9 +112,9 @@ class ConceptsRequest(CaptionsRequest):
     def __post_init__(self) -> None:
         at_least(self, workers=1)
         if self.entries is not None:
-            refuse_idle(self, {"name", "entries", "ignore_case", "plurals", "workers"}, "with `entries`")
+            refuse_idle(self, {"name", "entries", "max_misses", "ignore_case", "plurals", "workers"}, "with `entries`")
         elif self.both:
-            refuse_idle(self, {"name", "both"}, "with `both`")
+            refuse_idle(self, {"name", "both", "max_misses"}, "with `both`")
             if len(set(self.both)) < max(2, len(self.both)):
                 raise UserError(f"`both` {', '.join(self.both)}: name two lists of concepts or more, each once")
         else:

@@ -133,7 +133,9 @@ def test_rows_without_sample_and_samples_without_row(tagged, tags, tmp_path):
     assert lists_of(made.concepts) == [["dog"]] * 40 + [[]] * 20
     table = pa.table({"key": ["0001", "0001", "nobody"], "tags": [["a"], ["b"], ["c"]]})
     pq.write_table(table, tmp_path / "few.parquet")
-    few = make_concepts(tagged, [tmp_path / "few.parquet"], ConceptsRequest(name="few"))
+    with pytest.raises(UserError, match=r"59 of 60 samples have no concept: .* 0.9 is taken for right\), or accept it"):
+        make_concepts(tagged, [tmp_path / "few.parquet"], ConceptsRequest(name="few"))
+    few = make_concepts(tagged, [tmp_path / "few.parquet"], ConceptsRequest(name="few", max_misses=0.99))
     assert lists_of(few.concepts)[:3] == [[], ["a"], []]
     assert {reason for _, reason in few.rejections.counts} == {
         "duplicate list of concepts",
@@ -158,7 +160,25 @@ def test_values_that_are_no_lists_are_named(tagged, tmp_path, value, words):
     with pytest.raises(UserError, match=words):
         make_concepts(tagged, [tmp_path / "tags.parquet"], ConceptsRequest(name="tags"))
     pq.write_table(pa.table({"key": ["0001"], "tags": [["a"]]}), tmp_path / "tags.parquet")
-    make_concepts(tagged, [tmp_path / "tags.parquet"], ConceptsRequest(name="tags"))  # the name is free
+    make_concepts(tagged, [tmp_path / "tags.parquet"], ConceptsRequest(name="tags", max_misses=1))  # the name is free
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (pa.array([[b"dog", b"\xc3\xa4"]]), None),
+        (pa.array([[b"\xff"]]), "can't decode byte 0xff"),
+        (pa.array([[1]], pa.list_(pa.timestamp("s"))), "a list holds 1970-01-01 00:00:01, which is neither a text"),
+    ],
+)
+def test_lists_of_bytes_are_texts_and_other_types_are_named(tagged, tmp_path, values, words):
+    pq.write_table(pa.table({"key": ["0001"], "tags": values}), tmp_path / "tags.parquet")
+    request = ConceptsRequest(name="tags", max_misses=1)
+    if words is None:
+        assert make_concepts(tagged, [tmp_path / "tags.parquet"], request).concepts.entries == ["dog", "ä"]
+    else:
+        with pytest.raises(UserError, match=words):
+            make_concepts(tagged, [tmp_path / "tags.parquet"], request)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +189,7 @@ def test_values_that_are_no_lists_are_named(tagged, tmp_path, value, words):
         (["json:text", "json:found.tags"], {}, "give one field of the JSON"),
         (["json:text,json:found.tags"], {}, "give one field of the JSON"),
         (["json:found"], {}, "found of the samples' .json holds"),
-        (["json:nothing"], {}, "not one of the 60 samples has a concept"),
+        (["json:nothing"], {}, "60 of 60 samples have no concept: compare the source with the pool$"),
         ([], {"both": ("a", "b")}, "no concepts named 'a'"),
     ],
 )

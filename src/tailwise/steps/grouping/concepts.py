@@ -37,11 +37,11 @@ from tailwise.steps.importing.captions import (
     find_text_tables,
     join_texts,
     joined_texts,
+    make_row_lists,
     text_sizes,
 )
 from tailwise.steps.importing.joining import Wording
 from tailwise.storage.delimited import parse_json
-from tailwise.storage.local import scratch
 from tailwise.text import is_unicode
 
 COLUMNS = ("concepts", "tags", "entities", "labels", "classes")  # that hold lists, where the user names none
@@ -80,25 +80,22 @@ def make_concepts(
         context: runs the tasks and shows progress.
 
     Raises:
-        UserError: a source cannot be read, no sample has a concept, or too many rows are unusable.
+        UserError: a source cannot be read, no or too few samples have a concept, or too many rows are unusable.
     """
     context = context or Context()
     catalog = Catalog.open(catalog)
     check_share(request.max_rejected)
+    check_share(request.max_misses, "max_misses")
     if bool(sources) == (request.entries is not None or bool(request.both)):
         raise UserError("give one of a TABLE, json:FIELD, `entries` FILE, and `both` NAME twice")
-    snapshot, made = catalog.snapshot(), Rejections()
+    snapshot = catalog.snapshot()
     config, inputs, maker = _maker(catalog, snapshot, [str(source) for source in sources], request)
-    config, inputs = {"snapshot": snapshot.number, **config}, {"snapshot": snapshot.id, **inputs}
-    listed = layout.rejected_log(catalog.folder, layout.CONCEPTS, request.name)
-    with Artifact(CONCEPTS.path(catalog.folder, request.name), "concepts", config, inputs) as artifact:
-        if not artifact.done:
-            with scratch(artifact.folder / layout.JOINING, own=True) as work:
-                job = _Job(catalog, snapshot, work, context)
-                with made.writer(listed) as log:
-                    lists = maker(job, log)
-                figures = _write(artifact, job, lists)  # reads what the maker left in the folder
-            artifact.finish({"samples": snapshot.rows, **figures})
+
+    def write(artifact: Artifact, work: Path, log: RejectionWriter) -> dict[str, int]:
+        job = _Job(catalog, snapshot, work, context)
+        return _write(artifact, job, maker(job, log), request.max_misses)
+
+    made = make_row_lists(CONCEPTS, catalog, request.name, config, inputs, write)
     return MadeConcepts(Concepts(catalog, request.name), made)
 
 
@@ -167,13 +164,20 @@ class _ListTable(TextTable):
         """Return values of the column as JSON."""
         plain = unwrapped(values)
         if pat.is_list(plain.type) or pat.is_large_list(plain.type) or pat.is_fixed_size_list(plain.type):
-            listed = (None if value is None else json.dumps(value) for value in plain.to_pylist())
+            listed = (None if value is None else json.dumps(value, default=_text) for value in plain.to_pylist())
             return pa.array(listed, pa.string())
         return super().texts_of(values)
 
     def names(self) -> Iterable[pa.Array]:
         """Yield the identifiers, without the lists."""
         return (names for names, _ in TextTable(self.path, self.id_column, self.id_column, self.naming).batches())
+
+
+def _text(value: object) -> str:
+    """Return bytes as text; a ValueError for what JSON has no form for."""
+    if isinstance(value, bytes):
+        return value.decode()
+    raise ValueError(f"a list holds {value}, which is neither a text nor a whole number")
 
 
 class _Spill:
@@ -294,15 +298,21 @@ def _agreed(others: Sequence[Concepts]) -> _Lists:
     return _Lists(names, agreed)
 
 
-def _write(artifact: Artifact, job: _Job, lists: _Lists) -> dict[str, int]:
+def _write(artifact: Artifact, job: _Job, lists: _Lists, max_misses: float) -> dict[str, int]:
     """Write the lists with concepts numbered by name, those that a sample has, and their table; return the figures of the summary."""
     counts, listed = np.zeros(len(lists.names), np.int64), 0
     for part in job.parts:
         of_row, numbers = lists.part(part)
         counts += np.bincount(numbers, minlength=len(counts))
         listed += int(np.count_nonzero(of_row))
-    if not listed:
-        raise UserError(f"not one of the {job.snapshot.rows:,} samples has a concept: compare the source with the pool")
+    rows = job.snapshot.rows
+    if not listed or rows - listed > max_misses * rows:
+        accept = f" (at most a share of {max_misses:g} is taken for right), or accept it with `max_misses`" * (
+            listed > 0
+        )
+        raise UserError(
+            f"{rows - listed:,} of {rows:,} samples have no concept: compare the source with the pool{accept}"
+        )
     order = sorted(np.flatnonzero(counts).tolist(), key=lists.names.__getitem__)
     place = np.full(len(counts), -1, np.int64)
     place[order] = np.arange(len(order))

@@ -16,11 +16,11 @@ from tailwise.catalog.clusterings import RAREST_CONCEPT, RAREST_ENTRY, Clusterin
 from tailwise.catalog.concepts import Concepts
 from tailwise.catalog.kinds import LISTED
 from tailwise.context import Context
-from tailwise.errors import UserError
+from tailwise.errors import UserError, check_share
 from tailwise.kernels.matching import rarest_entries
 from tailwise.requests import GroupRequest, refuse_given
 from tailwise.steps.grouping.match import MatchedPool, match_entries, read_entries, spellings_digest
-from tailwise.steps.grouping.write import NO_GROUP, Groups, Pool, make_grouping
+from tailwise.steps.grouping.write import NO_GROUP, Groups, Pool, config_of, make_grouping
 
 MAX_MISSES = 0.5
 _SHOWN = 5  # captions and words
@@ -38,16 +38,10 @@ def group_by_entry(catalog: Catalog, entries: Path, request: GroupRequest, conte
     if request.allow_misses:
         refuse_given(request, {"max_misses"}, "with `allow_misses`")
     max_misses = 1.0 if request.allow_misses else MAX_MISSES if request.max_misses is None else request.max_misses
-    if not 0 <= max_misses <= 1:
-        raise UserError(f"`max_misses` {max_misses:g}: must lie between 0 and 1")
+    check_share(max_misses, "max_misses")
     snapshot = catalog.snapshot()
-    config = {
-        "group_by": RAREST_ENTRY,
-        "ignore_case": ignore_case,
-        "missing": missing,
-        "without": list(request.without),
-        "snapshot": snapshot.number,
-    } | ({"plurals": True} if request.plurals else {})
+    config = {**config_of(RAREST_ENTRY, request, snapshot), "ignore_case": ignore_case}
+    config |= {"plurals": True} if request.plurals else {}
     inputs = {"entries": spellings_digest(read_entries(entries, ignore_case=ignore_case, plurals=request.plurals))}
 
     def find(pool: Pool) -> Groups:
@@ -69,12 +63,7 @@ def group_by_concept(catalog: Catalog, request: GroupRequest, context: Context) 
     """Make the rarest concept in each sample's list its group; see `group_by_entry` for what is rarest."""
     concepts, snapshot = Concepts(catalog, str(request.concepts)), catalog.snapshot()
     concepts.check_covers(snapshot)
-    config = {
-        "group_by": RAREST_CONCEPT,
-        "missing": request.missing,
-        "without": list(request.without),
-        "snapshot": snapshot.number,
-    }
+    config = config_of(RAREST_CONCEPT, request, snapshot)
 
     def find(pool: Pool) -> Groups:
         return _by_rarest(MatchedPool(catalog, snapshot, pool.survivors, concepts), {})

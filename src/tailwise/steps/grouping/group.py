@@ -23,7 +23,7 @@ from tailwise.requests import GroupRequest, refuse_given
 from tailwise.shards.columns import unwrapped
 from tailwise.steps.grouping.entries import group_by_concept, group_by_entry
 from tailwise.steps.grouping.sources import SOURCE, group_by_source
-from tailwise.steps.grouping.write import NO_GROUP, Groups, Pool, check_count, make_grouping
+from tailwise.steps.grouping.write import NO_GROUP, Groups, Pool, check_count, config_of, make_grouping
 from tailwise.steps.importing.join import Columns, join_values, read_columns
 
 PLACES = tuple(f"{member}_{what}" for member in ("image", "caption", "json") for what in ("offset", "bytes"))
@@ -69,12 +69,7 @@ def _by_column(catalog: Catalog, column: str, request: GroupRequest, context: Co
     check_share(max_rejected)
     if file is not None and not file.is_file():
         raise NotFoundError(f"{file} is no file: give a .parquet, .tsv or .csv file")
-    config = {
-        "group_by": column,
-        "missing": request.missing,
-        "without": list(request.without),
-        "snapshot": catalog.snapshot().number,
-    }
+    config = config_of(column, request, catalog.snapshot())
     if file is None:
         _check_column(catalog, column)
     else:

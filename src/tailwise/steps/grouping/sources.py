@@ -13,7 +13,7 @@ from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.files import digest
 from tailwise.context import Context
 from tailwise.requests import GroupRequest
-from tailwise.steps.grouping.write import NO_GROUP, Groups, Pool, make_grouping
+from tailwise.steps.grouping.write import NO_GROUP, Groups, Pool, config_of, make_grouping
 
 SOURCE = "source"  # what the grouping is by, and its name
 
@@ -42,12 +42,7 @@ def group_by_source(catalog: Catalog, request: GroupRequest, context: Context | 
     shards = catalog.shards(snapshot)
     found = sources_of(shards.column("path").to_pylist())
     values = sorted(set(found))
-    config = {
-        "group_by": SOURCE,
-        "missing": request.missing,
-        "without": list(request.without),
-        "snapshot": snapshot.number,
-    }
+    config = config_of(SOURCE, request, snapshot)
 
     def find(pool: Pool) -> Groups:
         ids = shards.column("shard").to_numpy()

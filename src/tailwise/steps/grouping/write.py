@@ -19,6 +19,7 @@ from tailwise.catalog.drops import Survivors
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.kernels.ranks import appearance_ranks
+from tailwise.requests import GroupRequest
 from tailwise.storage.local import scratch
 
 MAX_GROUPS = 5_000_000  # below 2²⁴, so that float32, which joins fill in, holds each group's number
@@ -86,6 +87,12 @@ class Groups:
             values=[*self.values, None],
             label_parts=(np.where(labels < 0, last, labels) for labels in self.label_parts),
         )
+
+
+def config_of(group_by: str, request: GroupRequest, snapshot: Snapshot) -> dict[str, Any]:
+    """Return the configuration of a grouping."""
+    without = list(request.without)
+    return {"group_by": group_by, "missing": request.missing, "without": without, "snapshot": snapshot.number}
 
 
 def make_grouping(

@@ -6,7 +6,7 @@ written in the order of its rows. Memory grows with neither the tables nor the p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from tailwise.catalog.artifacts import Artifact
 from tailwise.catalog.captions import ORIGINAL, Captions, caption_columns
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.files import HashedStream, digest, file_digest, writing
-from tailwise.catalog.kinds import CAPTIONS
+from tailwise.catalog.kinds import CAPTIONS, Kind
 from tailwise.catalog.rejections import Rejections, RejectionWriter
 from tailwise.context import Context
 from tailwise.errors import NotFoundError, UserError, check_share, refuse_many
@@ -91,31 +91,53 @@ def join_captions(
     check_share(request.max_rejected)
     if request.name == ORIGINAL:
         raise UserError(f"`name` {ORIGINAL}: samples' own captions are called so; give another name")
-    snapshot, made = catalog.snapshot(), Rejections()
+    snapshot = catalog.snapshot()
     fields, paths = _fields([str(table) for table in tables], request), list[Path]()
     by, id_column, column = "json", "", ",".join(fields)
     if not fields:
         paths = find_text_tables([str(table) for table in tables])
         by, id_column, column = choose_columns(paths[0], request, COLUMNS)
-    config = {"snapshot": snapshot.number, "by": by, "id_column": id_column, "column": column}
-    inputs = {"snapshot": snapshot.id, "tables": digest(list(map(file_digest, paths)))}
-    listed = layout.rejected_log(catalog.folder, layout.CAPTIONS, request.name)
-    with Artifact(CAPTIONS.path(catalog.folder, request.name), "captions", config, inputs) as artifact:
-        if not artifact.done:
-            if fields:
-                with made.writer(listed) as log:
-                    captions, rows = _read_jsons(artifact, catalog, snapshot, fields, log, context), snapshot.rows
-            else:
-                found = [TextTable(path, id_column, column, KINDS[by]) for path in paths]
-                with scratch(artifact.folder / layout.JOINING, own=True) as work, made.writer(listed) as log:
-                    items, join = join_texts(catalog, snapshot, found, request.max_rejected, work, log, context)
-                    for item in context.progress(items, "writing captions", len(items)):
-                        _write(artifact, join, item)
-                captions, rows = join.matched, join.read
-            reasons = {reason: count for (_, reason), count in sorted(made.counts.items())}
-            figures = {"samples": snapshot.rows, "captions": captions, "rows": rows, "reasons": reasons}
-            artifact.finish({**figures, "tables": list(map(str, paths))})
+    config = {"by": by, "id_column": id_column, "column": column}
+
+    def write(artifact: Artifact, work: Path, log: RejectionWriter) -> dict[str, Any]:
+        if fields:
+            captions, rows = _read_jsons(artifact, catalog, snapshot, fields, log, context), snapshot.rows
+        else:
+            found = [TextTable(path, id_column, column, KINDS[by]) for path in paths]
+            items, join = join_texts(catalog, snapshot, found, request.max_rejected, work, log, context)
+            for item in context.progress(items, "writing captions", len(items)):
+                _write(artifact, join, item)
+            captions, rows = join.matched, join.read
+        reasons = {reason: count for (_, reason), count in sorted(log.counts.items())}
+        return {"captions": captions, "rows": rows, "reasons": reasons, "tables": list(map(str, paths))}
+
+    made = make_row_lists(
+        CAPTIONS, catalog, request.name, config, {"tables": digest(list(map(file_digest, paths)))}, write
+    )
     return JoinedCaptions(Captions(catalog, request.name), made)
+
+
+def make_row_lists(
+    kind: Kind,
+    catalog: Catalog,
+    name: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    write: Callable[[Artifact, Path, RejectionWriter], Mapping[str, Any]],
+) -> Rejections:
+    """Make captions or concepts of the newest snapshot, unless they are finished; return the rows that no sample got.
+
+    `write` writes the columns, with a folder for the work and a log of rows that no sample gets, and returns the summary.
+    """
+    snapshot, made = catalog.snapshot(), Rejections()
+    config, inputs = {"snapshot": snapshot.number, **config}, {"snapshot": snapshot.id, **inputs}
+    listed = layout.rejected_log(catalog.folder, kind.folder, name)
+    with Artifact(kind.path(catalog.folder, name), kind.section, config, inputs) as artifact:
+        if not artifact.done:
+            with scratch(artifact.folder / layout.JOINING, own=True) as work, made.writer(listed) as log:
+                figures = write(artifact, work, log)
+            artifact.finish({"samples": snapshot.rows, **figures})
+    return made
 
 
 def _fields(sources: Sequence[str], request: CaptionsRequest) -> tuple[str, ...]:
