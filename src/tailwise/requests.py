@@ -359,7 +359,8 @@ class FilterRequest(ScoreOptions):
     exclude: Annotated[Path | None, "In place of `by`: drop the samples that a file names.", "--not"] = None
     refill: Annotated[
         str | None,
-        "Of `only`: keep so many other samples that as many stay as the file names: random, or those of the highest score of this name.",
+        "Of `only`: other samples take the place of missing and dropped ones, so that as many stay as the file has different names: random "
+        "(by `seed`), or those of the highest score of this name, as of `by`. It takes no method of plan.",
     ] = None
 
     def __post_init__(self) -> None:

@@ -105,8 +105,8 @@ def plan(
 
 
 def _print_plan(made: Plan, budget: float, left_out: LeftOut) -> None:
-    about = "" if made.exact else "about "
-    kind = "each epoch" if made.dynamic else "the same every epoch"
+    about = "" if made.sizes_known else "about "
+    kind = "each epoch" if made.changes else "the same every epoch"
     causes = f": {left_out}" if str(left_out) else ""
     say(
         f"plan {made.name!r}, {kind}: {budget_text(budget, made.pool, made.rows, made.config.get('budget'), about)}; "
@@ -205,7 +205,7 @@ def explain(
         return
     print_explanation(explanation)
     if seen is not None:
-        print_passes(seen, exact=made.exact)
+        print_passes(seen, exact=explanation.exact)
     for item in unused:
         say_note(item.note())
     if by_cluster:

@@ -111,7 +111,8 @@ def print_explanation(explanation: Explanation) -> None:
     groups = f" over {config['clustering']!r}" if config.get("clustering") else ""
     method = f"method {config['method']}{f' ({options})' if options else ''}{groups}"
     say(f"plan {explanation.name!r}: {method}, snapshot {config['snapshot']}")
-    say(_settings(config))
+    same = {"dynamic": False} | ({"draw": None} if explanation.exact else {}) if explanation.same else {}
+    say(_settings({**config, **same}))
     pool, drawable = explanation.pool, explanation.eligible
     about = "" if explanation.exact else "about "
     budget = budget_text(explanation.epochs[0].total, pool, explanation.rows, explanation.asked, about)

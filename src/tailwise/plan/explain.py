@@ -92,11 +92,12 @@ class Explanation:
         pool: samples that were not removed when the plan was made.
         eligible: samples that the plan may draw.
         asked: budget that was asked for, in samples; None for a plan of given rates. Plans with `above_one` "truncate" draw less.
-        exact: True if the epochs' figures are exact; else they are expected values.
+        exact: True if the epochs' sizes are exact; else they are expected values.
         epochs: one entry per epoch asked for.
         bins: figures by cluster size, or by rate; empty for a plan with a rate per row.
         capped_clusters: number of clusters whose quota is their maximum.
         capped_share: share of the budget that these clusters take.
+        same: True if all epochs are the same.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Explanation:
     bins: list[Bin]
     capped_clusters: int
     capped_share: float
+    same: bool
 
     def as_json(self) -> dict[str, Any]:
         """Return all figures as JSON values."""
@@ -123,8 +125,8 @@ def explain(plan: Plan, epochs: int = 10) -> Explanation:
     else:
         figures, bins, capped = _cluster_epochs(plan, epochs), _bins(plan), _capped(plan)
     config, eligible = dict(plan.config), int(plan.summary["eligible"])
-    about = plan.name, config, plan.rows, plan.pool, eligible, config.get("budget"), plan.exact
-    return Explanation(*about, figures, bins, *capped)
+    about = plan.name, config, plan.rows, plan.pool, eligible, config.get("budget"), plan.sizes_known
+    return Explanation(*about, figures, bins, *capped, same=not plan.changes)
 
 
 def passes(plan: Plan, samples_seen: int) -> Passes:

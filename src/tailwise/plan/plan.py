@@ -102,14 +102,17 @@ class Plan(FinishedArtifact):
         """True if quotas change from epoch to epoch."""
         return self._annealed is not None
 
-    @cached_property
+    @property
     def changes(self) -> bool:
-        """True if epochs differ. They do not where every epoch takes the same whole number of copies of each member."""
-        if not self.dynamic or self.annealed:
-            return self.dynamic
+        """True if epochs differ."""
+        return self.dynamic and not self.whole
+
+    @cached_property
+    def whole(self) -> bool:
+        """True if every epoch takes the same whole number of copies of each sample, so that nothing is left to chance."""
         if self.by_rate:
-            return any(bool((self.rates[span] % 1 > 0).any()) for span in self.spans())
-        return bool((self.quotas % np.maximum(self.sizes << UNIT_BITS, 1) > 0).any())
+            return not any(bool((self.rates[span] % 1 > 0).any()) for span in self.spans())
+        return not (self.annealed or (self.quotas % np.maximum(self.sizes << UNIT_BITS, 1) > 0).any())
 
     @property
     def draw_name(self) -> str:
@@ -233,6 +236,11 @@ class Plan(FinishedArtifact):
     def exact(self) -> bool:
         """True if counts are known before the draw; Bernoulli's are random, and not known where samples are missing."""
         return DRAWS[self.draw_name].counts is not None and not self.incomplete
+
+    @property
+    def sizes_known(self) -> bool:
+        """True if the number of samples of each epoch is known before the draw."""
+        return self.exact or self.whole
 
     def counts(self, epoch: int) -> npt.NDArray[np.int64]:
         """Return the copies of each cluster in an epoch, without reading any row: int64 [K].

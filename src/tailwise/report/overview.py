@@ -69,7 +69,7 @@ def plans_table(plans: Sequence[Plan], samples_per_second: float | None) -> Tabl
     rows = []
     for plan in plans:
         first, method = first_epoch(plan), str(plan.config["method"])
-        about = "" if plan.exact else "about "
+        about = "" if plan.sizes_known else "about "
         row = [plan.name if method == plan.name else f"{plan.name} ({method})", f"{about}{first.total:,.0f}"]
         row += [_share(first.total, plan.pool), f"{about}{first.unique:,.0f}", _full_coverage(plan)]
         if samples_per_second:

@@ -177,3 +177,16 @@ def test_rates_that_sum_to_no_sample_cannot_be_streamed(small_catalog, tmp_path)
     path = write_json(tmp_path / "r.json", np.full(600, 0.0005))
     with pytest.raises(UserError, match="the rates sum to 0 samples"):
         make_plan(small_catalog, "p", PlanRequest("rates", rates=path, draw="stream"))
+
+
+def test_whole_rates_are_the_same_epoch_each_time_and_said_so(small_catalog, tmp_path, run_tailwise):
+    (tmp_path / "twice.txt").write_text("000001\n000001\n000002\n")
+    (tmp_path / "half.json").write_text(json.dumps({"000001": 0.5}))
+    told = run_tailwise("plan", small_catalog.folder, "twice", "--rates", tmp_path / "twice.txt").stdout
+    assert "plan 'twice', the same every epoch: budget 3 of 600 samples" in told
+    told = run_tailwise("explain", small_catalog.folder, "twice", "--samples-seen", "30").stdout
+    assert "the same samples in each epoch; seed 0" in told and "epochs (exact counts)" in told
+    assert "15 passes over each of 2 kept samples on average; 2 are seen at least once" in told
+    run_tailwise("plan", small_catalog.folder, "half", "--rates", tmp_path / "half.json", "--missing-rate", "1")
+    told = run_tailwise("explain", small_catalog.folder, "half").stdout
+    assert "another draw in each epoch; each sample drawn by chance" in told and "expected counts" in told

@@ -167,7 +167,7 @@ def _join(
             )
         np.nan_to_num(rates, copy=False, nan=missing_rate or 0.0)
         if not (eligible := int(np.count_nonzero(rates))):
-            raise UserError(f"all {snapshot.rows:,} rates are 0: nothing would ever be drawn")
+            raise UserError(f"all {snapshot.rows:,} rates are 0, or of removed samples: nothing would ever be drawn")
         column = PlainColumn(artifact.folder, layout.RATE)
         for part in catalog.parts(snapshot):
             column.write(part, np.minimum(rates[part.span], np.float32(most)))
