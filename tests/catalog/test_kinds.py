@@ -48,7 +48,7 @@ def _full_catalog(_small_catalog_source, tmp_path_factory):
     match_entries(catalog, folder / "entries.txt", workers=1)
     make_concepts(catalog, [], ConceptsRequest(name="words", entries=folder / "entries.txt", workers=1))
     (folder / "tags.jsonl").write_text('{"key": "000001", "tags": ["one"]}\n')
-    make_concepts(catalog, [folder / "tags.jsonl"], ConceptsRequest(name="tags"))
+    make_concepts(catalog, [folder / "tags.jsonl"], ConceptsRequest(name="tags", max_misses=1))
     make_plan(catalog, "p", PlanRequest("dbp", keep=0.5))
     (folder / "captions.tsv").write_text("key\tcaption\n000001\tone\n")
     join_captions(catalog, [folder / "captions.tsv"], CaptionsRequest(name="recap"))
