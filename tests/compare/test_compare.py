@@ -1,7 +1,9 @@
 """Whole comparisons: every run once, summed up as plain arithmetic does, and gone on with after a kill."""
 
 import csv
+import html
 import json
+import re
 import shutil
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tailwise.cli import app
+from tailwise.compare.ledger import hours
 from tailwise.compare.summary import figures
 from tailwise.errors import UserError
 
@@ -122,7 +125,12 @@ def test_the_ledger_has_the_time_of_plans_and_trainings_and_is_shown_everywhere(
         }
         assert ledger["seconds"] == pytest.approx(wanted)
         assert (ledger["models"], ledger["unknown"]) == ([], [])
-        assert all(f"{wanted['training'] / 3600:.3g}" in text and "none" in text for text in shown)
+        cells = [hours(ledger, phase) for phase in ("lists and plan", "training")]
+        markdown, page, terminal = (
+            re.sub(r"\s+|[|]", " ", html.unescape(re.sub("<[^>]*>", " ", text))) for text in shown
+        )
+        assert all(f" {row} 0 0 0 {' '.join(cells)} none " in re.sub(" +", " ", text) for text in (markdown, page))
+        assert all(cell in terminal for cell in cells)
 
 
 def test_the_pages_show_the_figures_of_the_summary(compared, drawn_pool, tmp_path):

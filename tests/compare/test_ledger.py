@@ -91,9 +91,9 @@ def test_the_table_names_shared_steps_and_those_without_a_time(timed):
     assert table["columns"] == ["row", *PHASES, "outside models"]
     model = "not noted (imported embeddings: image)"
     assert table["cells"] == [
-        ["P", "?", "0.0111", "0.0556", "0.00222", "1", model],
-        ["P again", "?", "0.0111", "0.0556", "0.00222", "0.1", model],
-        ["Q", "0.278", "0", "0.0278", "0.000278", "0", "none"],
+        ["P", "?", "0.011", "0.056", "0.002", "1.000", model],
+        ["P again", "?", "0.011", "0.056", "0.002", "0.100", model],
+        ["Q", "0.278", "0", "0.028", "< 0.001", "0", "none"],
     ]
     shared, unknown = table["notes"]
     assert "clusters/main (2 rows)" in shared and "by-colour" not in shared

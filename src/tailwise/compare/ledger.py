@@ -97,8 +97,10 @@ class Ledger:
 
 def hours(ledger: Mapping[str, Any], phase: str) -> str:
     """Return the hours of a phase as text: ≥ where some steps are of unknown cost, ? where all are."""
-    seconds, least = ledger["seconds"][phase], "≥ " if phase in ledger["unknown"] else ""
-    return "?" if least and not seconds else "0" if not seconds else f"{least}{seconds / 3600:.3g}"
+    spent, least = ledger["seconds"][phase] / 3600, "≥ " if phase in ledger["unknown"] else ""
+    if spent < 0.001:
+        return "?" if least else "< 0.001" if spent else "0"
+    return f"{least}{spent:,.3f}"
 
 
 def ledger_table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
