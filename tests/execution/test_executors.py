@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from tailwise.catalog import Catalog
 from tailwise.context import Context
@@ -15,6 +16,7 @@ from tailwise.requests import (
     EmbedRequest,
     ExportRequest,
     GroupRequest,
+    NamedScoreRequest,
     PlanRequest,
     ScoreRequest,
 )
@@ -26,6 +28,7 @@ from tailwise.steps.embedding.embed import embed
 from tailwise.steps.grouping.group import group
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.planning.plan import make_plan
+from tailwise.steps.scoring.named import make_named_score
 from tailwise.steps.scoring.scores import score_parts
 from tailwise.steps.upkeep.remove import remove
 
@@ -97,6 +100,16 @@ def test_scores_are_the_same(small_catalog, other, tree_bytes, remote, name):
     for catalog, context in ((small_catalog, Context()), (other, remote)):
         list(score_parts(catalog, catalog.snapshot(), ScoreRequest(name, options), context))
     assert tree_bytes(small_catalog.folder / "scores") == tree_bytes(other.folder / "scores")
+
+
+def test_heads_and_mixes_are_the_same(small_catalog, other, tree_bytes, remote, tmp_path):
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+    torch.save(layers.state_dict(), tmp_path / "head.pth")
+    for catalog, context in ((small_catalog, Context()), (other, remote)):
+        make_named_score(catalog, NamedScoreRequest(name="h", head=tmp_path / "head.pth", activation="relu"), context)
+        make_named_score(catalog, NamedScoreRequest(name="m", mix="z(h) + z(image-bytes)"), context)
+    assert tree_bytes(small_catalog.folder / "named-scores") == tree_bytes(other.folder / "named-scores")
 
 
 @pytest.mark.parametrize("draw", ["stream", "bernoulli"])

@@ -36,13 +36,14 @@ from tailwise.requests import (
     EmbedRequest,
     ExportRequest,
     FilterRequest,
-    ScoreRequest,
+    NamedScoreRequest,
 )
 from tailwise.steps.dedup.dedup import dedup
 from tailwise.steps.embedding.embed import embed
 from tailwise.steps.grouping.match import match_entries
 from tailwise.steps.importing.captions import join_captions
 from tailwise.steps.scoring.filter import filter_samples
+from tailwise.steps.scoring.named import make_named_score
 from tailwise.steps.upkeep import delete as delete_module
 from tailwise.steps.upkeep.delete import delete, rename
 from tailwise.steps.upkeep.status import status
@@ -84,7 +85,7 @@ def files_of(folder):
         }
     found = {}
     for key in folder.store.keys(f"{folder.key}/"):
-        local = re.sub(r"^(\w+/[^/]+)/[0-9a-f]{32}/", r"\1/", key.removeprefix(f"{folder.key}/"))
+        local = re.sub(r"^([\w-]+/[^/]+)/[0-9a-f]{32}/", r"\1/", key.removeprefix(f"{folder.key}/"))
         content = folder.store.get(key)
         assert found.setdefault(local, content) == content  # both manifests
     return found
@@ -108,7 +109,8 @@ def make_everything(sources, where, output, entries):
     match_entries(catalog, entries, workers=1)
     without = ("duplicates",)
     plan = make_plan(catalog, "p", PlanRequest("dynamics", keep=0.5, without=without))
-    make_plan(catalog, "ranked", PlanRequest("top-score", keep=0.3, score=ScoreRequest("image-bytes")))
+    make_named_score(catalog, NamedScoreRequest(name="size", mix="z(image-bytes) + caption-words"))
+    make_plan(catalog, "ranked", PlanRequest("top-score", keep=0.3, score="size"))
     make_plan(catalog, "near", PlanRequest("dbp", keep=0.3))
     np.save(output / "draw.npy", plan.draw(3))
     prepare_epochs(plan, range(1, 3))

@@ -251,8 +251,8 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 def _shown(value: object) -> str:
     if value is None or value == []:
         return "not given"
-    values = value if isinstance(value, list) else value.values() if isinstance(value, Mapping) else [value]
-    return ", ".join(map(str, values))
+    values = list(value.values()) if isinstance(value, Mapping) else value
+    return ", ".join(map(_shown, values)) if isinstance(values, list) else str(values)
 
 
 def finished_folder(place: Path, identity: Mapping[str, Any]) -> Path:

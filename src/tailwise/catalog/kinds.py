@@ -89,7 +89,7 @@ SCORE = Kind("scores", layout.SCORES, ("score",))
 NAMED_SCORE = Kind(
     "named scores",
     layout.NAMED_SCORES,
-    ("score", "without"),
+    ("mix", "without"),
     made_by={"score": itemgetter("name")},
     prefix="named score ",
 )

@@ -99,7 +99,7 @@ class _Mixed:
                 for label, value in found.items()
             }
         parts = [score_config(score) for score in scores.values()]
-        config = {"score": {"name": request.name, "mix": request.mix, "of": parts}, "without": list(request.without)}
+        config = {"mix": request.mix, "score": {"name": request.name, "of": parts}, "without": list(request.without)}
         return cls(mix, scores, survivors, {**config, "snapshot": snapshot.number}, inputs)
 
     def make(self, work: ScoreWork) -> None:
