@@ -1,6 +1,8 @@
 """Ledgers of plans whose steps took known seconds."""
 
+import numpy as np
 import pytest
+import torch
 
 from tailwise.compare.ledger import PHASES, Ledger, ledger_table
 from tailwise.requests import (
@@ -27,7 +29,9 @@ SECONDS = {
     "clusters/group": 30,
     "drops/near": 7,
     "drops/long": 40,
-    **dict.fromkeys(("plans/p", "plans/q", "plans/of", "plans/r"), 1),
+    "named-scores/h": 50,
+    "named-scores/m": 5,
+    **dict.fromkeys(("plans/p", "plans/q", "plans/of", "plans/r", "plans/s"), 1),
 }
 
 
@@ -41,6 +45,13 @@ def timed(small_catalog, tmp_path):
     filter_samples(small_catalog, FilterRequest("caption-characters", minimum=1, name="long"))
     (tmp_path / "groups.csv").write_text("key,kind\n" + "".join(f"{row:06d},{row % 3}\n" for row in range(600)))
     group(small_catalog, GroupRequest(by="kind", file=tmp_path / "groups.csv", name="group"))
+    torch.save({"weight": torch.ones(1, 16)}, tmp_path / "head.pth")
+    np.save(tmp_path / "target.npy", np.ones((1, 16), np.float32))
+    make_named_score(small_catalog, NamedScoreRequest(name="h", head=tmp_path / "head.pth"))
+    make_named_score(
+        small_catalog, NamedScoreRequest(name="m", mix="z(h) + z(normsim)", target=tmp_path / "target.npy")
+    )
+    make_plan(small_catalog, "s", PlanRequest("top-score", keep=0.5, score="m"))
     make_plan(small_catalog, "p", PlanRequest("dynamics", keep=0.5, without=("near", "long")))
     make_plan(small_catalog, "q", PlanRequest("flat", keep=0.3, clustering="by-colour"))
     make_plan(small_catalog, "of", PlanRequest("random", keep=0.3))
@@ -74,6 +85,19 @@ def test_the_whole_cost_of_each_step_that_a_plan_rests_on(timed):
     apart = ledger.of([run("r", 10)])
     assert apart["seconds"] == {"embedding": 0, "scoring": 0, "clustering": 30, "lists and plan": 2, "training": 10}
     assert apart["models"] == ["not noted (a table: group)"]
+    scored = ledger.of([run("s", 10)])
+    assert scored["seconds"] == {
+        "embedding": 0,
+        "scoring": 50 + 5,
+        "clustering": 0,
+        "lists and plan": 1,
+        "training": 10,
+    }
+    assert scored["models"] == [
+        "not noted (a file of target embeddings: m)",
+        "not noted (weights of a head: h)",
+        "not noted (imported embeddings: image)",
+    ]
     mixed = ledger.of([run("p", 10), run("q", 10)])  # as with a clustering for each seed: means over runs
     assert mixed["seconds"]["clustering"] == 150
     assert ledger.of([]) is None
