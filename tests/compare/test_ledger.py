@@ -95,8 +95,8 @@ def test_the_whole_cost_of_each_step_that_a_plan_rests_on(timed):
     }
     assert scored["models"] == [
         "not noted (a file of target embeddings: m)",
-        "not noted (weights of a head: h)",
         "not noted (imported embeddings: image)",
+        "not noted (weights of a head: h)",
     ]
     mixed = ledger.of([run("p", 10), run("q", 10)])  # as with a clustering for each seed: means over runs
     assert mixed["seconds"]["clustering"] == 150
