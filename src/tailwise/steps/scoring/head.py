@@ -15,7 +15,7 @@ from tailwise.errors import NotFoundError, UserError
 from tailwise.extras import require
 from tailwise.kernels.heads import ACTIVATIONS, MAX_INPUTS, Head
 
-MAX_BYTES = 1 << 30
+MAX_BYTES = 1 << 28
 # LAION's improved aesthetic predictor: outputs of its layers, between which there is no activation.
 PUBLISHED: dict[tuple[int, ...], str] = {(1024, 128, 64, 16, 1): "none"}
 Layers = list[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]
@@ -52,13 +52,12 @@ def read_layers(path: Path) -> Layers:
     for prefix in prefixes:
         names = [f"{prefix}.{name}" if prefix else name for name in ("weight", "bias")]
         weight = tensors.pop(names[0], np.empty(0))
-        bias = tensors.pop(names[1], np.zeros(len(weight)))
-        inputs = len(layers[-1][1]) if layers else weight.shape[-1]
-        if weight.ndim != 2 or weight.shape[1] != inputs or bias.shape != weight.shape[:1]:
-            raise _other(
-                path, f"{names[0]} {list(weight.shape)} and {names[1]} {list(bias.shape)}, after {inputs} outputs"
-            )
-        if not max(np.abs(weight).max(initial=0), np.abs(bias).max(initial=0)) < 1e30:
+        bias = tensors.pop(names[1], np.zeros(weight.shape[:1]))
+        before = f", after {len(layers[-1][1])} outputs" if layers else ""
+        fits = weight.ndim == 2 and weight.size > 0 and (not layers or weight.shape[1] == len(layers[-1][1]))
+        if not fits or bias.shape != weight.shape[:1]:
+            raise _other(path, f"{names[0]} {list(weight.shape)} and {names[1]} {list(bias.shape)}{before}")
+        if not (np.abs(np.append(weight, bias)) < 1e30).all():
             raise _other(path, f"numbers in {prefix or 'it'} that are infinite, no number, or beyond 1e30")
         layers.append((weight, bias))
     if tensors or not layers or len(layers[-1][1]) != 1:
@@ -76,7 +75,7 @@ def _other(path: Path, found: str) -> UserError:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """Return what sorts layers.10 after layers.2."""
-    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", name)]
+    return [(len(piece) if piece.isdecimal() else 0, piece) for piece in re.split(r"(\d+)", name)]
 
 
 def _tensors(path: Path) -> dict[str, npt.NDArray[np.float64]]:
