@@ -1,8 +1,9 @@
-"""Installed packages: their versions, and extras, which some commands need and `pip install tailwise` leaves out."""
+"""Installed packages: their versions, and extras, which `pip install tailwise` leaves out; figures of matplotlib as bytes."""
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import platform
 import re
 import shlex
@@ -10,9 +11,13 @@ from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, requires, version
+from typing import Any
 
 from tailwise import __version__
 from tailwise.errors import UnsupportedError
+
+STYLE: dict[Any, Any] = {"text.parse_math": False, "text.usetex": False, "svg.hashsalt": "tailwise"}  # names are no TeX
+SLIDE_DPI = 200
 
 
 def install_command(extra: str) -> str:
@@ -43,3 +48,14 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 _version = cache(version)
+
+
+def encode(figure: Any, *, png: bool = False, **options: Any) -> dict[str, bytes]:  # noqa: ANN401  (matplotlib is an extra)
+    """Return a figure as {suffix: content}: ".svg" and, if `png`, ".png". `options` are those of `savefig`."""
+    formats: dict[str, dict[str, Any]] = {".svg": {"metadata": {"Date": None}}, ".png": {"dpi": SLIDE_DPI}}
+    found = {}
+    for suffix in [".svg", ".png"] if png else [".svg"]:
+        stream = io.BytesIO()
+        figure.savefig(stream, format=suffix[1:], **formats[suffix], **options)
+        found[suffix] = stream.getvalue()
+    return found

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailwise.catalog.files import read_array
-from tailwise.catalog.npy import read_header
+from tailwise.catalog.files import read_array, read_header
 
 MAGIC = b"\x93NUMPY\x01\x00"
 

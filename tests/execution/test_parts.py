@@ -12,8 +12,7 @@ from tailwise.catalog import Catalog
 from tailwise.context import Context
 from tailwise.errors import PartDoneError, UserError
 from tailwise.execution.base import KERNEL, Apply, Task
-from tailwise.execution.executors import open_executor
-from tailwise.execution.parts import PartExecutor, parse_part
+from tailwise.execution.executors import PartExecutor, open_executor, parse_part
 from tailwise.requests import ClusterRequest
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.importing.pool import import_pool

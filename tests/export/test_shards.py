@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 
 from tailwise.errors import UserError
 from tailwise.export import export, shard_writer, shards, shuffled
-from tailwise.export.members import member_ranges, read_members
+from tailwise.export.shard_writer import MAX_MEMBER_BYTES, member_ranges, read_members, ustar_header
 from tailwise.export.shards import _groups, write_shards
 from tailwise.export.shuffled import read_positions
-from tailwise.export.tar_file import MAX_MEMBER_BYTES, ustar_header
 from tailwise.requests import ClusterRequest, ExportRequest, PlanRequest
 from tailwise.shards.ranges import LocalShards
 from tailwise.steps.clustering.cluster import cluster

@@ -4,12 +4,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailwise.kernels import duplicates, identical, screening
+from tailwise.kernels import duplicates, screening, similarity
 from tailwise.kernels import similarity as similarity_module
 from tailwise.kernels.duplicates import duplicate_pairs, duplicate_threshold, greedy
-from tailwise.kernels.identical import first_of_identical
 from tailwise.kernels.products import is_sound
-from tailwise.kernels.similarity import BELOW_ONE, NOTHING_EARLIER, most_similar_earlier, similar_pairs
+from tailwise.kernels.similarity import (
+    BELOW_ONE,
+    NOTHING_EARLIER,
+    first_of_identical,
+    most_similar_earlier,
+    similar_pairs,
+)
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=150)
 EPSILONS = (0.0, 1e-6, 0.001, 0.02, 0.1, 0.3, 0.6, 1.0)
@@ -206,7 +211,7 @@ def test_rows_whose_hashes_agree_are_still_told_apart(unit_rows):
     x = unit_rows(20, 4)[np.random.default_rng(0).integers(0, 20, 100)]
     words = x.view(np.uint16)
     first = np.empty(100, np.int64)
-    identical._first_of_identical(words, np.zeros(100, np.uint64), np.full(256, -1, np.int64), first)
+    similarity._first_of_identical(words, np.zeros(100, np.uint64), np.full(256, -1, np.int64), first)
     assert first.tolist() == [next(i for i in range(100) if (x[i] == x[row]).all()) for row in range(100)]
     np.testing.assert_array_equal(first_of_identical(x), first)
 

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailwise.plan.counts import StreamPosition, next_counts
 from tailwise.plan.quotas import UNITS
+from tailwise.plan.stream import StreamPosition, next_counts
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=60)
 

@@ -6,8 +6,7 @@ import pytest
 from PIL import Image
 
 from tailwise.errors import ConflictError, UserError
-from tailwise.plan.explain import exposures
-from tailwise.plan.plot import _by_rate, plot_plan, write_plot
+from tailwise.plan.explain import _by_rate, exposures, plot_plan, write_plot
 from tailwise.requests import ClusterRequest, PlanRequest
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.planning.plan import make_plan
@@ -60,7 +59,7 @@ def test_plots_are_svg_and_png_and_the_same_again(small_catalog, tmp_path):
 
 def test_one_cluster_is_drawn_and_shares_are_of_the_pool(small_catalog, tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr("tailwise.plan.plot.encode", lambda figure, png: figures.append(figure))
+    monkeypatch.setattr("tailwise.plan.explain.encode", lambda figure, png: figures.append(figure))
     (tmp_path / "keys.txt").write_text("".join(f"{row:06d}\n" for row in range(150)))
     remove(small_catalog, tmp_path / "keys.txt")
     plot_plan(make_plan(small_catalog, "p", PlanRequest("random", keep=1.5, max_repeats=3)), 3)

@@ -19,12 +19,22 @@ from tailwise.catalog.kinds import COMPARISON
 from tailwise.catalog.removals import NOTHING_REMOVED
 from tailwise.context import Context
 from tailwise.errors import UserError
-from tailwise.report.clusters import BINS, FARTHEST, KEPT, NEAREST, PICK, cluster_figures, first_of_each
+from tailwise.report.clusters import (
+    BINS,
+    FARTHEST,
+    KEPT,
+    NEAREST,
+    PICK,
+    WORDS,
+    cluster_figures,
+    count_words,
+    first_of_each,
+    typical_words,
+)
 from tailwise.report.overview import plans_table
 from tailwise.report.page import write_page
 from tailwise.report.report import _nearest
 from tailwise.report.samples import duplicate_groups, nearest_to_threshold
-from tailwise.report.words import WORDS, count_words, typical_words
 from tailwise.requests import DedupRequest, FilterRequest, PlanRequest, ReportRequest
 from tailwise.steps.upkeep.remove import remove
 

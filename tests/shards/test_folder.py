@@ -8,7 +8,7 @@ import pytest
 from tailwise import EmbedRequest, Loader, PlanRequest, import_pool, make_plan
 from tailwise.errors import UserError
 from tailwise.steps.embedding.embed import embed
-from tailwise.storage.folder import FolderFile
+from tailwise.storage.ranged_file import FolderFile
 
 
 @pytest.fixture

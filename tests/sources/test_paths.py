@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailwise.execution.keys import ABSENT, AMBIGUOUS
-from tailwise.sources.paths import dotted_key, homes, in_folder, in_tar, match_tars
+from tailwise.steps.importing.rows import dotted_key, homes, in_folder, in_tar, match_tars
 
 
 @pytest.mark.parametrize(

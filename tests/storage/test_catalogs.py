@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from tailwise import PlanRequest, cluster, export_plan, import_pool, make_plan
-from tailwise.catalog import Catalog, artifacts, ranged
+from tailwise.catalog import Catalog, artifacts, columns
 from tailwise.catalog.artifacts import Artifact, finished_folder, read_manifest
 from tailwise.catalog.catalog import Part
 from tailwise.catalog.columns import RowColumn
@@ -48,7 +48,7 @@ from tailwise.steps.upkeep import delete as delete_module
 from tailwise.steps.upkeep.delete import delete, rename
 from tailwise.steps.upkeep.status import status
 from tailwise.steps.upkeep.verify import verify
-from tailwise.storage import lease
+from tailwise.storage import local
 from tailwise.storage.local import locked, scratch
 from tailwise.storage.store_path import StorePath, path_of
 
@@ -388,8 +388,8 @@ def test_the_lock_of_a_killed_process_of_this_machine_is_taken(path):
 
 
 def test_a_lock_is_renewed_and_a_lost_one_stays_with_its_new_holder(path, monkeypatch):
-    monkeypatch.setattr(lease, "LEASE_SECONDS", 1.0)
-    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.1)
+    monkeypatch.setattr(local, "LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(local, "RENEW_SECONDS", 0.1)
     with locked(path, "it"):
         first = json.loads(path.read_bytes())["until"]
         time.sleep(1.5)
@@ -403,7 +403,7 @@ def test_a_lock_is_renewed_and_a_lost_one_stays_with_its_new_holder(path, monkey
 
 
 def test_a_few_rows_are_read_by_ranges_and_many_from_a_copy(stored, requests, monkeypatch):
-    monkeypatch.setattr(ranged, "BLOCK_BYTES", 1 << 10)
+    monkeypatch.setattr(columns, "BLOCK_BYTES", 1 << 10)
     values = np.random.default_rng(0).integers(0, 1 << 30, (40_000, 2), np.int32)
     path = stored.folder / "column.npy"
     write_array(path, values)

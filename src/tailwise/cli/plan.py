@@ -39,7 +39,7 @@ from tailwise.text import command_line
 if TYPE_CHECKING:
     from tailwise.catalog import Catalog
     from tailwise.plan.plan import Plan
-    from tailwise.steps.planning.candidates import LeftOut
+    from tailwise.steps.planning.unused_lists import LeftOut
 
 
 @app.command()
@@ -195,7 +195,7 @@ def explain(
     seen = None if samples_seen is None else passes(made, samples_seen)
     unused = unused_by_plan(made)
     if plot is not None:
-        from tailwise.plan.plot import write_plot
+        from tailwise.plan.explain import write_plot
 
         write_plot(made, epochs, plot, png=png, overwrite=overwrite)
     if as_json:

@@ -309,7 +309,7 @@ def unpack(
     Example:
       tailwise unpack my-catalog plain-shards
     """
-    from tailwise.steps.upkeep.unpack import unpack as run
+    from tailwise.steps.upkeep.relocate import unpack as run
 
     opened = open_catalog(catalog)
     count = run(opened, folder, with_progress())

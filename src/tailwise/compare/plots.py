@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tailwise.extras import require
-from tailwise.figures import STYLE, encode
+from tailwise.extras import STYLE, encode, require
 from tailwise.text import plain
 
 COLORS = {"top1": "#222222", "head": "#4477aa", "medium": "#ccaa33", "few": "#cc4455"}

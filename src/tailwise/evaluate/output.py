@@ -14,8 +14,7 @@ from tailwise.catalog.files import read_json, write_json
 from tailwise.catalog.outputs import check_output_folder, for_spreadsheets
 from tailwise.errors import ConflictError, UserError
 from tailwise.evaluate.run import Evaluation, mean_over_sets
-from tailwise.extras import require
-from tailwise.figures import STYLE, encode
+from tailwise.extras import STYLE, encode, require
 from tailwise.storage.local import replacing
 from tailwise.text import plain
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  (torch's convention)
 
-from tailwise.catalog.npy import read_header
+from tailwise.catalog.files import read_header
 from tailwise.context import Context
 from tailwise.encoders.open_clip import LoadedModel
 from tailwise.errors import UserError

@@ -11,20 +11,31 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from tailwise.catalog.captions import ORIGINAL
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.files import digest, read_json, write_json, write_table
-from tailwise.export.members import Members, member_ranges, read_members
 from tailwise.export.shuffled import COPY_FIELDS, pieces, read_positions
-from tailwise.export.tar_file import write_end, write_member
 from tailwise.loader.captions import CaptionMix, Chosen
 from tailwise.shards.fingerprint import comparable_shards
 from tailwise.shards.members import MemberChoice, json_caption
-from tailwise.shards.ranges import ShardStore, open_shards
+from tailwise.shards.ranges import ADJACENT_BYTES, ShardStore, open_shards
 from tailwise.storage.local import replacing
 
+Members = tuple[bytes | None, ...]
+Content = bytes | memoryview | OSError
+_NEVER = np.iinfo(np.int64).max
+BLOCK_BYTES = 512
+RECORD_BYTES = 20 * BLOCK_BYTES  # a tar's size is a multiple
+MAX_MEMBER_BYTES = 8**11 - 1  # 11 octal digits
+_MODE_OWNER_GROUP = b"0000644\0" + 2 * b"0000000\0"
+_TIME = b"00000000000\0"
+_BLANK_CHECKSUM = b" " * 8
+# A regular file, no link; owner and group without names; no device; no prefix of the name.
+_REST = b"0" + bytes(100) + b"ustar\x0000" + bytes(64 + 16 + 167)
+_FIXED_SUM = sum(_MODE_OWNER_GROUP + _TIME + _BLANK_CHECKSUM + _REST)
 READ_BYTES = 64 << 20  # of members in the memory of one process
 CACHE_BYTES = 16 * READ_BYTES  # on disk, per process; for remote shards only
 MEMBERS = ("image", "caption", "json")  # image and caption are adjacent, so that one read gets both
@@ -43,6 +54,88 @@ SIDECAR_FIELDS = (
     pa.field("source_key", pa.string(), nullable=False),
     pa.field("copy", pa.uint8(), nullable=False),
 )
+
+
+def member_ranges(
+    shards: npt.NDArray[np.int64], starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the byte ranges to read for samples of m members each; nearby members of a sample share a range.
+
+    Args:
+        shards: int64 [n], the shard of each sample.
+        starts: int64 [n, m], first byte of each member.
+        sizes: int64 [n, m], bytes; −1 for a missing member. Every sample has at least one member.
+
+    Returns:
+        int64 [r, 3] of (shard, start, stop); and int64 [n, m], the range of each member (meaningless if it is missing).
+    """
+    there = sizes >= 0
+    order = np.argsort(np.where(there, starts, _NEVER), axis=1, kind="stable")
+    known = np.take_along_axis(there, order, axis=1)
+    start: npt.NDArray[np.int64] = np.take_along_axis(starts, order, axis=1)
+    size: npt.NDArray[np.int64] = np.take_along_axis(sizes, order, axis=1)
+    reach = np.maximum.accumulate(np.where(known, start + size, -1), axis=1)
+    begins = known.copy()
+    begins[:, 1:] &= start[:, 1:] - reach[:, :-1] > ADJACENT_BYTES
+    first = np.flatnonzero(begins)
+    last = np.append(first[1:], begins.size) - 1  # missing members are last, and extend no range
+    shard = np.repeat(shards, starts.shape[1])
+    ranges = np.stack([shard[first], start.ravel()[first], reach.ravel()[last]], axis=1)
+    number = np.empty_like(starts)
+    np.put_along_axis(number, order, np.cumsum(begins).reshape(starts.shape) - 1, axis=1)
+    return ranges, number
+
+
+def read_members(
+    store: ShardStore, shards: npt.NDArray[np.int64], starts: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]
+) -> list[Members | OSError]:
+    """Return the members of each sample: None for a missing one, an OSError for a sample that cannot be read.
+
+    Reads in ascending order of (shard, offset), in any order of the samples. The arguments are those of `member_ranges`.
+    """
+    ranges, number = member_ranges(shards, starts, sizes)
+    order = np.lexsort((ranges[:, 1], ranges[:, 0]))
+    contents: list[Content] = [b""] * len(ranges)
+    for at, content in zip(order.tolist(), store.read_many(ranges[order]), strict=True):
+        contents[at] = content
+    begin = starts - ranges[number, 1]
+    cuts = np.stack([number, begin, begin + sizes, sizes], axis=2)
+    return [_cut(contents, sample) for sample in cuts.tolist()]
+
+
+def _cut(contents: list[Content], sample: list[list[int]]) -> Members | OSError:
+    members: list[bytes | None] = []
+    for number, start, stop, size in sample:
+        content = contents[number]
+        if size < 0:
+            members.append(None)
+        elif isinstance(content, OSError):
+            return content
+        else:
+            members.append(bytes(content[start:stop]))
+    return tuple(members)
+
+
+def ustar_header(name: str, size_bytes: int) -> bytes:
+    """Return the header of a regular file with mode 644, and owner, group and time 0; `name` has at most 100 ASCII characters."""
+    if size_bytes > MAX_MEMBER_BYTES:
+        raise ValueError(f"{name} has {size_bytes:,} bytes: a member of a tar holds at most {MAX_MEMBER_BYTES:,}")
+    path, size = name.encode("ascii"), b"%011o\0" % size_bytes
+    checksum = b"%06o\0 " % (sum(path) + sum(size) + _FIXED_SUM)
+    return path.ljust(100, b"\0") + _MODE_OWNER_GROUP + size + _TIME + checksum + _REST
+
+
+def write_member(stream: BinaryIO, name: str, content: bytes) -> None:
+    """Write one regular file (see `ustar_header`)."""
+    stream.write(ustar_header(name, len(content)))
+    stream.write(content)
+    stream.write(bytes(-len(content) % BLOCK_BYTES))
+
+
+def write_end(stream: BinaryIO) -> None:
+    """Write the two blocks of zeros that end a tar, and fill its last record."""
+    stream.write(bytes(2 * BLOCK_BYTES))
+    stream.write(bytes(-stream.tell() % RECORD_BYTES))
 
 
 @dataclass(frozen=True)

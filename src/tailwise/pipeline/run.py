@@ -22,7 +22,7 @@ from tailwise.pipeline.costs import SECONDS, Pool, duration
 from tailwise.pipeline.steps import TRAINER, Command, Option, Step
 from tailwise.recipes import Phase, load_recipe
 from tailwise.recipes.recipe import with_folder
-from tailwise.recipes.schema import Values, read_as
+from tailwise.recipes.recipe import Values, read_as
 from tailwise.requests import as_given
 from tailwise.steps.planning.plan import check_method, default_clustering
 from tailwise.text import did_you_mean, option_words

@@ -2,6 +2,9 @@
 
 The driver holds about 100 bytes a cluster and plan, the chosen samples, and the words of at most CAPTIONS captions.
 
+Typical words of a cluster are words of its captions by tf-idf, a cluster being a document. Words are runs of letters and digits, in lower
+case, of 2 to 24 characters. A script without spaces gives whole runs.
+
 K: clusters; P: plans.
 """
 
@@ -9,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.clusterings import Clustering
@@ -25,7 +30,6 @@ from tailwise.execution.base import Task, Worker
 from tailwise.kernels.keyed import hash_each, stream_key
 from tailwise.kernels.projection import principal_axes, umap_plane
 from tailwise.plan.plan import Plan
-from tailwise.report.words import CAPTIONS, count_words, typical_words
 
 BINS = 100  # of similarities from −1 to 1
 EDGES = np.linspace(-1, 1, BINS + 1)
@@ -34,6 +38,9 @@ MOST_GROUPS = 10_000  # of a grouping that can colour clusters
 NEAREST, FARTHEST = 0, 1  # kinds of samples; then three for each plan
 KEPT, DROPPED, REPEATED = 2, 3, 4
 PICK = np.dtype([("cluster", "<i4"), ("kind", "<i2"), ("key", "<f8"), ("row", "<i8")])
+CAPTIONS = 1_000_000  # that are looked at, about; they and their words bound the memory
+WORDS = 8  # of a cluster
+LETTERS = 24  # of a word, at most
 
 
 @dataclass
@@ -265,3 +272,46 @@ def _places(clustering: Clustering, projection: str) -> npt.NDArray[np.float32]:
         return umap_plane(centroids)
     mean, axes = principal_axes(centroids)
     return np.asarray((centroids - mean) @ axes.T, np.float32)
+
+
+def count_words(captions: pa.ChunkedArray, clusters: npt.NDArray[np.int32]) -> pa.Table:
+    """Return word (dictionary), cluster (int32) and captions (int64): how many captions of a cluster have a word.
+
+    `clusters`, int32 [n], are those of the captions.
+    """
+    lists = pc.split_pattern_regex(pc.utf8_lower(captions), r"[^\p{L}\p{N}]+").combine_chunks()
+    words = pc.list_flatten(lists).dictionary_encode()
+    vocabulary = words.dictionary
+    lengths = pc.utf8_length(vocabulary).to_numpy(zero_copy_only=False)
+    number = pc.match_substring_regex(vocabulary, r"^\p{N}+$").to_numpy(zero_copy_only=False)
+    fit = ((lengths >= 2) & (lengths <= LETTERS) & ~number)[words.indices.to_numpy()]
+    parents, indices = pc.list_parent_indices(lists).to_numpy()[fit], words.indices.to_numpy()[fit]
+    caption, word = np.divmod(np.unique(parents * np.int64(len(vocabulary) + 1) + indices), len(vocabulary) + 1)
+    pairs, counts = np.unique(word * (np.int64(1) << 32) + clusters[caption], return_counts=True)
+    word, cluster = np.divmod(pairs, np.int64(1) << 32)
+    texts = pa.DictionaryArray.from_arrays(pa.array(word, pa.int32()), vocabulary)
+    return pa.table({"word": texts, "cluster": pa.array(cluster, pa.int32()), "captions": counts})
+
+
+def typical_words(tables: Sequence[pa.Table], clusters: int) -> list[str]:
+    """Return the WORDS most typical words of each cluster, separated by spaces, from the tables of `count_words` of all parts."""
+    if not tables:
+        return [""] * clusters
+    table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    words = table.column("word").chunk(0) if len(table) else pa.array([""]).dictionary_encode()[:0]
+    texts = words.dictionary.to_pylist()
+    rank = np.empty(len(texts), np.int64)  # of equal scores, by text: the order of parts decides nothing
+    rank[np.argsort(np.array(texts, object), kind="stable")] = np.arange(len(texts))
+    pairs = words.indices.to_numpy().astype(np.int64) * clusters + table.column("cluster").to_numpy()
+    pairs, at = np.unique(pairs, return_inverse=True)
+    captions = np.bincount(at, table.column("captions").to_numpy(), len(pairs))
+    word, cluster = np.divmod(pairs, max(clusters, 1))
+    holders = np.bincount(word, minlength=len(texts))
+    score = captions * np.log((1 + clusters) / holders[word])
+    order = np.lexsort((rank[word], -score, cluster))
+    word = word[order]
+    bounds = np.searchsorted(cluster[order], np.arange(clusters + 1)).tolist()
+    return [
+        " ".join(texts[at] for at in word[start : min(stop, start + WORDS)].tolist())
+        for start, stop in pairwise(bounds)
+    ]

@@ -23,7 +23,7 @@ from tailwise.catalog.schema import FINGERPRINT
 from tailwise.context import Context
 from tailwise.storage.errors import NoRangesError
 from tailwise.storage.files import RemoteFile, open_binary
-from tailwise.storage.folder import FolderFile
+from tailwise.storage.ranged_file import FolderFile
 from tailwise.storage.remote import is_remote, read_range, size_of
 
 BLOCK_BYTES = 1 << 16

@@ -16,9 +16,8 @@ import pyarrow.parquet as pq
 
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
-from tailwise.catalog.columns import RowsByPart
+from tailwise.catalog.columns import RangedArray, RowsByPart
 from tailwise.catalog.files import check_file, create_array, map_array, map_cache, note_digest, read_array
-from tailwise.catalog.ranged import RangedArray
 from tailwise.context import Context
 from tailwise.errors import DamagedError, UserError
 from tailwise.kernels.places import by_value

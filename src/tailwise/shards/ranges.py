@@ -21,9 +21,9 @@ from tailwise.shards.members import json_caption
 from tailwise.shards.parquet_shards import ParquetShards
 from tailwise.shards.remote import RemoteShards, each_or_error
 from tailwise.storage.files import local_file
-from tailwise.storage.folder import FolderFile, is_folder
 from tailwise.storage.lru import LRUCache
 from tailwise.storage.pread import CAN_ADVISE, OpenFile, advise_many, pread_many
+from tailwise.storage.ranged_file import FolderFile, is_folder
 from tailwise.storage.remote import is_remote
 
 ADJACENT_BYTES = 4096  # largest gap in one read; tar headers and a small JSON lie between image and caption

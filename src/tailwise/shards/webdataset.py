@@ -35,7 +35,7 @@ from tailwise.shards.metadata import SIDES, parse_uid, read_sidecar
 from tailwise.shards.packed import plain
 from tailwise.shards.tar import MAGIC_BYTES, Member, TarIndex, compression_of, index_tar
 from tailwise.storage.files import RemoteFile, open_binary, open_whole
-from tailwise.storage.folder import FolderFile
+from tailwise.storage.ranged_file import FolderFile
 from tailwise.storage.remote import is_remote
 from tailwise.text import is_unicode
 

@@ -27,7 +27,7 @@ from tailwise.sources.parquet_embeddings import Kind, ParquetEmbeddings, kind_of
 from tailwise.sources.tar_files import UNKNOWN_BYTES as UNKNOWN_BYTES
 from tailwise.sources.tar_files import LeftOut, NamedTars, find_folders, find_remote_tables, find_tables, find_tars
 from tailwise.storage.errors import RemoteError
-from tailwise.storage.folder import FolderFile
+from tailwise.storage.ranged_file import FolderFile
 from tailwise.storage.remote import forget_failures, is_remote
 from tailwise.text import did_you_mean, is_unicode
 

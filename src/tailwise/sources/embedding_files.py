@@ -21,8 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tailwise.catalog.files import read_array
-from tailwise.catalog.npy import Header, read_header
+from tailwise.catalog.files import Header, read_array, read_header
 from tailwise.shards.columns import DAMAGE, MAX_DIMENSION, count_rows
 from tailwise.storage.local import replacing
 

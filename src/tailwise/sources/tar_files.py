@@ -20,7 +20,7 @@ from tailwise.shards.metadata import sidecar_path
 from tailwise.shards.tar import OTHER_PACKED, PACKED, REMEDY, is_tar, without_packing
 from tailwise.sources.clip_retrieval import find_partitions
 from tailwise.storage.errors import RemoteError, RemoteNotFoundError
-from tailwise.storage.hub import is_hub
+from tailwise.storage.http import is_hub
 from tailwise.storage.remote import call, entry_of, filesystem, is_remote, sizes_of
 from tailwise.text import is_unicode
 

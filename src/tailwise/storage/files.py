@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from tailwise.storage.errors import NoRangesError
-from tailwise.storage.folder import FolderFile, is_folder
-from tailwise.storage.ranged_file import RangedFile
+from tailwise.storage.ranged_file import FolderFile, RangedFile, is_folder
 from tailwise.storage.remote import download, is_remote, read_range, size_of
 from tailwise.storage.spans import LinkEstimate, Span, Spans, coalesce
 

@@ -1,4 +1,8 @@
-"""One HTTP request, with the response held against what was asked: status, range, length, encoding, pace."""
+"""One HTTP request, with the response held against what was asked: status, range, length, encoding, pace.
+
+Files of the Hugging Face Hub, hf://, are listed by the Hub's client and read here. The client's own files read 5 MB ahead of each range,
+and repeat requests without a bound that is shared by threads.
+"""
 
 from __future__ import annotations
 
@@ -125,3 +129,23 @@ def _retry_after(value: str) -> float:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     except (ValueError, TypeError):
         return 0.0
+
+
+def is_hub(files: Any) -> bool:  # noqa: ANN401  (fsspec has no types)
+    """Return whether a file system of fsspec is the Hub's."""
+    return "hf" in ([files.protocol] if isinstance(files.protocol, str) else files.protocol)
+
+
+def address_of(files: Any, name: str) -> tuple[str, dict[str, str]]:  # noqa: ANN401
+    """Return the HTTP address of a file of the Hub, and the headers of its requests, with the user's token.
+
+    The repository is looked up once a process; whatever the client raises is raised.
+    """
+    import huggingface_hub.utils  # noqa: PLC0415  (there if the file system is)
+
+    found = files.resolve_path(name)
+    if not hasattr(found, "repo_id"):
+        raise NotImplementedError("buckets of the Hub can't be read, repositories can")
+    place = {"repo_type": found.repo_type, "revision": found.revision, "endpoint": files.endpoint}
+    headers = huggingface_hub.utils.build_hf_headers(token=files.token)  # type: ignore[attr-defined]
+    return huggingface_hub.hf_hub_url(found.repo_id, found.path_in_repo, **place), headers

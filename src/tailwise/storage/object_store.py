@@ -1,13 +1,18 @@
 """Bytes at keys of an object store: S3, Google Cloud Storage, Azure.
 
 Requests are those of obstore: it puts under conditions, joins ranges, and repeats requests that failed. Its threads do not survive a fork,
-after which its calls would wait for ever: a process that was forked from one that has used a store is refused (see `forked`).
+after which its calls would wait for ever: a process that was forked from one that has used a store is refused (see `forked`), and uses a
+`ForkedStore`. The workers of a torch DataLoader are forked.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
+import subprocess
+import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +23,7 @@ from datetime import timedelta
 from functools import lru_cache, partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from tailwise.errors import UnsupportedError
 from tailwise.extras import require
@@ -42,6 +47,9 @@ FULL_SHARE = 0.9  # of a cache that was full, which is kept, so that it is seldo
 SHARED_BY = 16  # processes that may fill a cache before one lists it again
 _room: dict[ObjectStore, float] = {}  # bytes that this process may add to a cache before it lists the cache again
 _used_by: int | None = None  # process that has made the threads of obstore
+_LOCK = threading.Lock()
+_process: tuple[int, subprocess.Popen[bytes]] | None = None  # by the process that started it
+os.register_at_fork(after_in_child=lambda: globals().update(_LOCK=threading.Lock()))
 
 
 def forked() -> bool:
@@ -327,3 +335,49 @@ def _obstore() -> Any:  # noqa: ANN401  (as above)
     import obstore  # noqa: PLC0415  (an extra)
 
     return obstore
+
+
+class ForkedStore:
+    """The methods of a store in a forked process, called in a process of its own. It ends with this one."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        """Take the store."""
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  (a method)
+        """Return a method."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return partial(_ask, self._store, name)
+
+
+def _ask(store: ObjectStore, name: str, *args: Any) -> Any:  # noqa: ANN401
+    global _process  # noqa: PLW0603  (a process has one)
+    with _LOCK:
+        if _process is None or _process[0] != os.getpid() or _process[1].poll() is not None:
+            command = [sys.executable, "-c", "from tailwise.storage.object_store import serve; serve()"]
+            _process = os.getpid(), subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        requests, answers = cast("tuple[Any, Any]", (_process[1].stdin, _process[1].stdout))
+        pickle.dump((store, name, args), requests)
+        requests.flush()
+        failed, answer = pickle.load(answers)
+    if failed:
+        raise answer
+    return answer
+
+
+def serve() -> None:
+    """Answer the requests of the parent until it ends."""
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    while True:
+        try:
+            store, name, args = pickle.load(requests)
+        except EOFError:
+            return
+        try:
+            found = getattr(store, name)(*args)
+            answer = False, list(found) if isinstance(found, Iterator) else found
+        except Exception as error:  # noqa: BLE001  (the parent raises it)
+            answer = True, error
+        pickle.dump(answer, answers)
+        answers.flush()

@@ -20,8 +20,7 @@ import fsspec.asyn
 
 from tailwise.extras import install_command
 from tailwise.storage.errors import NoRangesError, RemoteError, RemoteNotFoundError, RemoteUnsupportedError, translated
-from tailwise.storage.http import NO_RANGES, Patience, get
-from tailwise.storage.hub import address_of, is_hub
+from tailwise.storage.http import NO_RANGES, Patience, address_of, get, is_hub
 from tailwise.storage.spans import Span
 
 T = TypeVar("T")

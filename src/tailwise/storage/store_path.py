@@ -20,8 +20,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import IO, Any, NamedTuple, cast
 
 from tailwise.errors import UnsupportedError, UserError
-from tailwise.storage.forked_store import ForkedStore
-from tailwise.storage.object_store import ObjectStore, forked
+from tailwise.storage.object_store import ForkedStore, ObjectStore, forked
 from tailwise.storage.store import THREADS, Head
 
 SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl")

@@ -16,7 +16,7 @@ import torch
 from tailwise.catalog import layout
 from tailwise.context import Context
 from tailwise.errors import DamagedError, UserError
-from tailwise.loader.damaged import check_damaged, find_damaged
+from tailwise.loader.pool import check_damaged, find_damaged
 from tailwise.plan.explain import explain
 from tailwise.plan.plan import Plan
 from tailwise.requests import TrainRequest

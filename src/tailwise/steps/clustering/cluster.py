@@ -30,8 +30,17 @@ from tailwise.kernels.kmeans import seeding_rows
 from tailwise.kernels.lloyd import CARRY_BYTES
 from tailwise.kernels.seeding import OVERSAMPLING, TooFewDistinctRowsError
 from tailwise.requests import ClusterRequest, at_least, bytes_of
-from tailwise.steps.clustering.fit import DrawRows, TrainingRows, fit
-from tailwise.steps.clustering.tasks import CHUNK_ROWS, Assign, Count, CountNeighbours, Rows, similarity_histogram
+from tailwise.steps.clustering.tasks import (
+    CHUNK_ROWS,
+    Assign,
+    Count,
+    CountNeighbours,
+    DrawRows,
+    Rows,
+    TrainingRows,
+    fit,
+    similarity_histogram,
+)
 from tailwise.steps.ranks import Rank
 from tailwise.storage.local import in_part, remove_folder
 

@@ -21,7 +21,7 @@ from tailwise.catalog.comparisons import Neighbours
 from tailwise.errors import UserError
 from tailwise.execution.base import KERNEL, WithWorker, Worker
 from tailwise.kernels.duplicates import duplicate_threshold
-from tailwise.plan.budget import samples_of_share
+from tailwise.plan.quotas import samples_of_share
 from tailwise.steps.dedup.comparison import Address, Comparison
 
 GRID = 1_000_000

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Generator
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +28,14 @@ from tailwise.catalog.embeddings import (
 from tailwise.catalog.files import digest, read_json, read_record, write_json, write_record
 from tailwise.catalog.rejections import Rejections, RejectionWriter
 from tailwise.errors import UserError, refuse_many
-from tailwise.execution.ahead import ahead
 from tailwise.execution.base import Apply, Needs, Task, Worker
 from tailwise.sources.embedding_files import EmbeddingFile, common_dimension
 from tailwise.steps.importing.joining import CHUNK_ROWS, INDEX, Join, Joining, JoinPlan, PartFiles, Wording
 from tailwise.steps.importing.rows import RowFinder
 from tailwise.storage.local import remove_temporary_files, scratch
+
+Item = TypeVar("Item")
+_END = object()
 
 
 @dataclass
@@ -275,3 +278,12 @@ class _Gather(Task[PartFiles, None]):
                 elif not plan[row]["present"]:
                     log.add(f"{self.column} embeddings", "sample without embedding", shards[shard], key)
             yield normalised
+
+
+def ahead(items: Generator[Item, None, None]) -> Generator[Item, None, None]:
+    """Yield items; a thread makes the next one meanwhile. What making an item raises is raised in its place."""
+    with closing(items), ThreadPoolExecutor(1) as thread:  # the thread ends first
+        coming = thread.submit(next, items, _END)
+        while (item := coming.result()) is not _END:
+            coming = thread.submit(next, items, _END)
+            yield item  # type: ignore[misc]  # of `items`

@@ -23,9 +23,8 @@ from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.base import KERNEL, Fill, Worker
 from tailwise.kernels.matching import keep_rates
-from tailwise.plan.budget import samples_of_share
 from tailwise.plan.plan import Plan
-from tailwise.plan.quotas import UNITS
+from tailwise.plan.quotas import UNITS, samples_of_share
 from tailwise.requests import PlanRequest, refuse_given
 from tailwise.steps.grouping.match import MatchedPool, match_entries
 from tailwise.steps.planning.grouping import Rows

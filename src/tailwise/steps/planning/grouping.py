@@ -25,7 +25,7 @@ from tailwise.plan.methods import PICKS
 from tailwise.plan.quotas import UNITS
 from tailwise.plan.weights import Clusters
 from tailwise.requests import ScoreRequest
-from tailwise.steps.planning.candidates import LeftOut, count_left_out
+from tailwise.steps.planning.unused_lists import LeftOut, count_left_out
 from tailwise.steps.ranks import write_appearance_ranks, write_value_ranks
 from tailwise.steps.scoring.scores import make_score, score_inputs
 from tailwise.text import did_you_mean

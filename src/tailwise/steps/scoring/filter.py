@@ -21,7 +21,7 @@ from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.kernels.selection import order_statistics
 from tailwise.mapped import release_pages
-from tailwise.plan.budget import samples_of_share
+from tailwise.plan.quotas import samples_of_share
 from tailwise.requests import FilterRequest, ScoreRequest, refuse_given
 from tailwise.steps.drops import drop_table, write_drops
 from tailwise.steps.scoring.by_list import drop_by_list, try_list
