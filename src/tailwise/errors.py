@@ -49,7 +49,6 @@ class PartDoneError(Exception):
     """
 
     def __init__(self, message: str, unfinished: int) -> None:
-        """Take the message and the number."""
         super().__init__(message)
         self.unfinished = unfinished
 

@@ -136,7 +136,6 @@ class Catalog:
         return cls.open(path)
 
     def _repr_html_(self) -> str:
-        """Return the contents, for notebooks."""
         newest = self.snapshots()[-1:]
         facts: dict[str, object] = {"samples": newest[0].rows, "shards": newest[0].shards} if newest else {"samples": 0}
         columns = sorted(path.parent.name for path in (self.folder / layout.EMBEDDINGS).glob(f"*/{layout.COLUMN}"))

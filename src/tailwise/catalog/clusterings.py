@@ -91,10 +91,7 @@ class Clustering(FinishedArtifact, ClusterFiles):
     def open(cls, catalog: Catalog, name: str, remedy: str | None = None) -> Clustering:
         """Open a finished clustering.
 
-        Args:
-            catalog: of the samples.
-            name: of the clustering.
-            remedy: end of the error message; by default the command that makes the clustering.
+        `remedy`: end of the error message; by default the command that makes the clustering.
 
         Raises:
             NotFoundError: there is no clustering of this name.
@@ -114,7 +111,6 @@ class Clustering(FinishedArtifact, ClusterFiles):
         return cls(finished_folder(catalog.clusters_folder(name), manifest["identity"]), catalog, name, manifest)
 
     def _repr_html_(self) -> str:
-        """Return the key figures and the sizes of the clusters, for notebooks."""
         sizes = np.sort(self.table.column("size").to_numpy())[::-1]
         of = {"column": self.column, "grouped by": self.config.get("group_by"), "without": ", ".join(self.without)}
         facts = {"clusters": len(sizes), "samples in clusters": int(sizes.sum()), **of}

@@ -66,12 +66,10 @@ class RowsByPart:
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
-        """Take the parts."""
         self.parts = parts
         self._ends = [part.span.stop for part in parts]
 
     def __len__(self) -> int:
-        """Return the number of rows."""
         return self._ends[-1] if self._ends else 0
 
     def part_of(self, row: int) -> Part:
@@ -135,7 +133,6 @@ class RowColumn:
         self._touched: set[int] = set()  # parts that were read since pages were released
 
     def __len__(self) -> int:
-        """Return the number of rows."""
         return len(self._rows)
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
@@ -145,8 +142,7 @@ class RowColumn:
     def __getitem__(self, rows: Rows) -> npt.NDArray[Any]:
         """Return some rows: of a slice inside one part the mapped file, else a copy.
 
-        Args:
-            rows: a slice, as of any sequence of N rows, or int64 [n] in any order, each in [0, N).
+        `rows`: a slice, as of any sequence of N rows, or int64 [n] in any order, each in [0, N).
 
         Raises:
             IndexError: a row is outside [0, N).
@@ -253,7 +249,6 @@ class RangedArray:
         self.fetched = 0
 
     def __len__(self) -> int:
-        """Return the number of rows."""
         return self.shape[0]
 
     def __getitem__(self, rows: slice | npt.NDArray[np.int64]) -> npt.NDArray[Any]:
@@ -267,7 +262,6 @@ class RangedArray:
         return out
 
     def _read(self, numbers: list[int]) -> dict[int, npt.NDArray[Any]]:
-        """Return blocks by number."""
         blocks = {number: block for number in numbers if (block := self._blocks.find(number)) is not None}
         missing = [number for number in numbers if number not in blocks]
         spans = [(number * self._rows, min((number + 1) * self._rows, len(self))) for number in missing]

@@ -60,10 +60,7 @@ class DropList(FinishedArtifact):
     def __init__(self, catalog: Catalog, name: str, user: str | None = None) -> None:
         """Opens it.
 
-        Args:
-            catalog: the catalog that holds it.
-            name: of it.
-            user: what was made without it, if that is why it is opened.
+        `user`: what was made without it, if that is why it is opened.
 
         Raises:
             UserError: there is none of this name.
@@ -118,11 +115,7 @@ class Survivors:
     ) -> None:
         """Opens the lists.
 
-        Args:
-            catalog: where they lie.
-            without: names of drop lists.
-            snapshot: whose rows.
-            users: what was made without them, and with which inputs: the lists must be the same still.
+        `users`: what was made without them, and with which inputs: the lists must be the same still.
 
         Raises:
             UserError: there is no such list, it was made for another snapshot, or it isn't the one that was used.

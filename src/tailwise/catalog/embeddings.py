@@ -28,8 +28,7 @@ BLOCK_ROWS = 256  # stay in a processor's caches
 def normalise_rows(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float16], dict[int, str]]:
     """Scales rows to unit norm.
 
-    Args:
-        rows: [n, d].
+    `rows`: [n, d].
 
     Returns:
         float16 [n, d], where a row that can't be scaled is all zeros, and the fault of each such row by index.
@@ -119,10 +118,7 @@ def column_record(catalog: Catalog, column: str) -> dict[str, Any]:
 def check_one_encoder(catalog: Catalog, columns: Sequence[str], purpose: str) -> None:
     """Refuse images and texts that different models embedded. Imported columns pass: their model is unknown.
 
-    Args:
-        catalog: with both columns.
-        columns: that of the images, and that of the texts.
-        purpose: what needs both, for the message.
+    `columns`: that of the images, and that of the texts. `purpose`: what needs both, for the message.
 
     Raises:
         UserError: so it is.
@@ -168,10 +164,7 @@ def column_records(catalog: Catalog) -> list[Path]:
 def column_modality(catalog: Catalog, column: str, given: str | None = None) -> str:
     """Return of what a column is made: "image" or "text".
 
-    Args:
-        catalog: whose.
-        column: its name; it need not exist.
-        given: the modality, where the user gave one.
+    `column`: its name; it need not exist. `given`: the modality, where the user gave one.
 
     Raises:
         UserError: it is none of these, or not the one that the column has or is named by; or a new column of another name lacks one.
@@ -240,14 +233,8 @@ def write_part(
 ) -> int:
     """Writes one part of a column, its marker last; returns how many rows have an embedding.
 
-    Args:
-        catalog: where to.
-        column: "image" or "text".
-        part: which part.
-        dimension: width d.
-        chunks: consecutive rows, float16 [n, d], unit norm or all zeros, `part.rows` in all; taken to the end before the marker is
-            written.
-        notes: for the marker.
+    `column`: "image" or "text". `chunks`: consecutive rows, float16 [n, d], unit norm or all zeros, `part.rows` in all; taken to the end
+    before the marker is written.
     """
     path = catalog.embedding_path(column, part)
     embedded = 0

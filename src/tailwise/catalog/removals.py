@@ -111,8 +111,7 @@ class Removals:
     def keeps(self, rows: slice | npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which rows are not removed: bool [n].
 
-        Args:
-            rows: a slice with start and stop, or int64 [n].
+        `rows`: a slice with start and stop, or int64 [n].
         """
         if isinstance(rows, slice):
             kept = np.ones(rows.stop - rows.start, np.bool_)
@@ -302,10 +301,7 @@ class Removing:
     def find(cls, catalog: Catalog, table: pa.Table, track: Track = silent) -> Removing:
         """Look for names in the newest snapshot.
 
-        Args:
-            catalog: of the samples.
-            table: NAMES_SCHEMA.
-            track: shows progress.
+        `table`: NAMES_SCHEMA.
         """
         snapshot = catalog.snapshot()
         before = Removals.named(catalog, track=track)

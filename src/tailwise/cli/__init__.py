@@ -176,7 +176,6 @@ class _PlainRecord(logging.LogRecord):
     """A log record of any library, made safe to show on one line."""
 
     def getMessage(self) -> str:  # noqa: N802  (logging's name)
-        """Return the message."""
         return "\n".join(map(plain, super().getMessage().split("\n")))
 
 

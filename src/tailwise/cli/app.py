@@ -52,7 +52,6 @@ class _Commands(TyperGroup):
             into_panels(name, command.params)
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401  (Typer's own class, which differs from version to version)
-        """Run the command that was asked for."""
         say_following(drop=True)  # of a command that failed
         try:
             result = super().invoke(ctx)

@@ -146,7 +146,6 @@ def _print_notes(made: Plan, opened: Catalog, folder: Path) -> None:
 
 
 def _print_mixture(mixture: Sequence[Mapping[str, Any]], most: int) -> None:
-    """Print what each group of a mixture gives."""
     total = sum(item["quota"] for item in mixture)
     columns = ("group", "samples", "share asked for", "share", "copies of a sample")
     rows = [

@@ -87,7 +87,6 @@ _SETTINGS: Mapping[str, Callable[[Any], str]] = {
 
 
 def _settings(config: Mapping[str, Any]) -> str:
-    """Return the settings of a plan in words."""
     given = ((phrase, config[name]) for name, phrase in _SETTINGS.items() if config.get(name) is not None)
     return "; ".join(text for phrase, value in given if (text := phrase(value)))
 

@@ -249,11 +249,9 @@ class RayExecutor(Executor):
         self._remote = ray.remote(_Actor)
 
     def __enter__(self) -> RayExecutor:
-        """Return the executor."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the actors."""
         self.close()
 
     def close(self) -> None:

@@ -108,13 +108,10 @@ def _column(plan: Plan) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Describe(Task[Chunk, pa.Table]):
-    """Describe some samples of one part."""
-
     plan: Plan
     epoch: int
 
     def label(self, item: Chunk) -> str:
-        """Return the name of the part."""
         return item[0].name
 
     def run(self, item: Chunk, worker: Worker) -> pa.Table:

@@ -112,8 +112,7 @@ class Assigner:
     def __call__(self, x: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
         """Assigns rows.
 
-        Args:
-            x: [n, d], float16 or float32, unit norm or zero; float32 is rounded to the grid.
+        `x`: [n, d], float16 or float32, unit norm or zero; float32 is rounded to the grid.
 
         Returns:
             labels: int32 [n], MISSING for rows of zeros.

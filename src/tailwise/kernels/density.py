@@ -43,8 +43,7 @@ class NeighbourCounter:
     def __call__(self, x: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         """Counts.
 
-        Args:
-            x: [n, d], float16 or float32, unit norm or zero; float32 is rounded to the grid.
+        `x`: [n, d], float16 or float32, unit norm or zero; float32 is rounded to the grid.
 
         Returns:
             int64 [K]: rows whose cosine to the centroid (to the centroid's own rounding) is at least the radius.

@@ -58,7 +58,6 @@ class Sums:
     """
 
     def __init__(self, clusters: int, dimension: int) -> None:
-        """Begins with nothing."""
         self.rows, self.sizes = np.zeros((clusters, dimension), np.int64), np.zeros(clusters, np.int64)
         self._lock = threading.Lock()
 
@@ -161,7 +160,6 @@ class Lloyd:
         self._forget()
 
     def _forget(self) -> None:
-        """Carry nothing."""
         total = sum(len(block) for block in self._blocks) if self._device == "cpu" else 0
         self._carried = min(total, self._carry_bytes // LISTED_BYTES)
         self._labels, self._dots = np.full(self._carried, MISSING, np.int32), np.empty(self._carried)
@@ -180,8 +178,7 @@ class Lloyd:
     def partial(self, centroids: npt.NDArray[np.float32]) -> Partial:
         """Return the sums of one iteration over the rows.
 
-        Args:
-            centroids: float32 [K, d] on the grid.
+        `centroids`: float32 [K, d] on the grid.
 
         Raises:
             ValueError: a row is neither zero nor of unit norm.

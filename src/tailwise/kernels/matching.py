@@ -71,8 +71,7 @@ class EntryMatcher:
     def __call__(self, captions: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """Which entries stand in which captions.
 
-        Args:
-            captions: n texts.
+        `captions`: n texts.
 
         Returns:
             How many entries each caption has, int32 [n]; and which, caption after caption, ascending, each once: int32 [m].

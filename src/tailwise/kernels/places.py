@@ -12,8 +12,7 @@ import numpy.typing as npt
 def by_value(values: npt.NDArray[Any]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
     """Yield each value, ascending, and its places, ascending: int64 [k].
 
-    Args:
-        values: integers [n].
+    `values`: integers [n].
     """
     order = np.argsort(values, kind="stable")
     ends = (np.flatnonzero(np.diff(values[order])) + 1).tolist()

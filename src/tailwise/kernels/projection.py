@@ -23,8 +23,7 @@ def principal_axes(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt
 
     Values are rounded to multiples of 2⁻¹², so that the order of the rows and the number of threads do not matter.
 
-    Args:
-        rows: float16 or float32 [n, d], finite, unit norm or zero.
+    `rows`: float16 or float32 [n, d], finite, unit norm or zero.
 
     Returns:
         mean: float32 [d]; zeros without rows.

@@ -189,8 +189,7 @@ def gram(targets: Iterable[Half]) -> Wide:
     Each value is split into a multiple of 2⁻¹² and a rest: the products of the halves are sums of multiples of 2⁻²⁴, 2⁻³⁶ and 2⁻⁴⁸
     that float64 holds exactly up to 2²⁹ rows. So pieces, threads and order play no role.
 
-    Args:
-        targets: one piece at least, float16, unit norm.
+    `targets`: one piece at least, float16, unit norm.
     """
     sums: list[Wide] = []
     for piece in targets:

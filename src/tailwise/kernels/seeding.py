@@ -31,7 +31,6 @@ class TooFewDistinctRowsError(ValueError):
     """There are fewer distinct rows than centroids were asked for."""
 
     def __init__(self, distinct: int, asked: int) -> None:
-        """Takes the two numbers."""
         super().__init__(f"only {distinct} distinct rows for {asked} centroids")
         self.distinct = distinct
 

@@ -107,7 +107,6 @@ class EpochDataset(Dataset[dict[str, Any]]):
         return self._current().drawn(self.epoch)
 
     def __getitem__(self, at: int) -> dict[str, Any]:
-        """Return a sample. See `__getitems__`."""
         return self.__getitems__([at])[0]
 
     def __getitems__(self, places: Sequence[int]) -> list[dict[str, Any]]:

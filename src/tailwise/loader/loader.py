@@ -379,8 +379,6 @@ class Loader:
 
 @dataclass(eq=False)
 class _Cursor:
-    """Where an iterator is."""
-
     position: int  # number of its next batch
     batches: Iterator[Batch | UserError] | None = None  # from the position on; None before they are read
 

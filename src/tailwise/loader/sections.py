@@ -222,11 +222,8 @@ def _units_of_shards(plan: Plan, epoch: int, shards: tuple[int, int]) -> npt.NDA
 def prepare_epochs(plan: Plan, epochs: range, context: Context | None = None) -> None:
     """Count epochs, and find the slots before the first of them, once for all trainings on all nodes.
 
-    Args:
-        plan: whose folder keeps them: 12 bytes for each shard and copy number of an epoch, and the slots before the first epoch and the
-            last two, 4 bytes a sample each.
-        epochs: consecutive ones.
-        context: runs the tasks and shows progress.
+    `plan`: whose folder keeps them: 12 bytes for each shard and copy number of an epoch, and the slots before the first epoch and the last
+    two, 4 bytes a sample each. `epochs`: consecutive ones.
 
     Raises:
         UserError: an epoch is out of bounds, or another process is writing.

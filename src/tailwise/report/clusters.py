@@ -70,8 +70,6 @@ class ClusterFigures:
 
 @dataclass
 class _PartFigures:
-    """What one part adds."""
-
     sizes: npt.NDArray[np.int64]
     quotas: npt.NDArray[np.float64]
     similarities: npt.NDArray[np.float64]
@@ -147,8 +145,6 @@ def _groupings(clustering: Clustering) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class _Summarise(Task[Part, _PartFigures]):
-    """Summarise one part."""
-
     folder: Path  # of the catalog
     clustering: str
     plans: tuple[str, ...]
@@ -157,7 +153,6 @@ class _Summarise(Task[Part, _PartFigures]):
     count: int  # samples of each kind
 
     def run(self, item: Part, worker: Worker) -> _PartFigures:
-        """Return the figures of one part."""
         catalog, clustering, plans, removals = worker.cached(self, self._open)
         labels = np.where(removals.keeps(item.span), clustering.labels.read(item), np.int32(-1))
         similarity = clustering.similarities.read(item) if clustering.has_centroids else None
@@ -195,7 +190,6 @@ class _Summarise(Task[Part, _PartFigures]):
         labels: npt.NDArray[np.int32],
         similarity: npt.NDArray[np.float32] | None,
     ) -> None:
-        """Add rows from `first` on."""
         members = np.flatnonzero(labels >= 0)
         mine, rows = labels[members], first + members
         standing = np.flatnonzero(self.shown[mine])  # only of these are samples chosen

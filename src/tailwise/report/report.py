@@ -109,8 +109,6 @@ def make_report(catalog: Catalog | str | Path, request: ReportRequest, context: 
 
 @dataclass(frozen=True)
 class _Content:
-    """What the page shows."""
-
     catalog: Catalog
     plans: list[Plan]
     clustering: Clustering | None

@@ -171,17 +171,13 @@ def _reasons(found: DropList, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int
 
 @dataclass(frozen=True, eq=False)
 class _Describe(Task[tuple[Part, npt.NDArray[np.int64]], dict[int, dict[str, Any]]]):
-    """Describe some samples of one part."""
-
     folder: Path  # of the catalog
     clustering: str | None
 
     def label(self, item: tuple[Part, npt.NDArray[np.int64]]) -> str:
-        """Return the name of the part."""
         return item[0].name
 
     def run(self, item: tuple[Part, npt.NDArray[np.int64]], worker: Worker) -> dict[int, dict[str, Any]]:
-        """Return the samples by row."""
         part, rows = item
         catalog, clustering, images = worker.cached(self, self._open)
         table = catalog.samples_at(part.number, rows - part.first_row, COLUMNS)

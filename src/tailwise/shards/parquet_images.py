@@ -259,7 +259,6 @@ class _Reader:
         return list(dict.fromkeys(name for name in wanted if name and name.split(".")[0] in self._names))
 
     def samples(self, number: int) -> pa.Table:
-        """Return the samples of a row group."""
         table = self.file.read_group(number, self._read, MOST_GROUP_BYTES)
         images, captions = _images_and_captions(table, self.columns.image, self.columns.caption)
         sizes = [pc.binary_length(values).fill_null(0).to_numpy(zero_copy_only=False) for values in (images, captions)]

@@ -171,8 +171,6 @@ class _FaultError(Exception):
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads the samples of a tar."""
-
     grouped: Grouped
     stream: BinaryIO
     path: str

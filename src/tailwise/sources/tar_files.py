@@ -74,7 +74,6 @@ class _RemoteFiles:
         return True
 
     def exists(self, path: str) -> bool:
-        """Return whether there is a file or folder of this name."""
         if self._is_hub:
             return self._entry(path) is not None
         try:
@@ -83,7 +82,6 @@ class _RemoteFiles:
             return False
 
     def isdir(self, path: str) -> bool:
-        """Return whether there is a folder of this name."""
         if self._is_hub:
             return bool((found := self._entry(path)) and found["type"] == "directory")
         return bool(call(self.unstrip_protocol(path), "isdir"))

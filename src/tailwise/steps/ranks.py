@@ -51,12 +51,7 @@ def write_appearance_ranks(
 ) -> None:
     """Write the rank of every row in its group by row: uint32, or uint64 (see `appearance_ranks`).
 
-    Args:
-        groups: int32, below `count`; negative for rows of no group, whose rank is 0.
-        ranks: to write.
-        count: K, of groups.
-        parts: of the snapshot.
-        context: runs the tasks and shows progress.
+    `groups`: int32, below `count`; negative for rows of no group, whose rank is 0. `count`: K, of groups.
     """
     seen = np.zeros(count, np.int64)
     task = Rank(groups, ranks)
@@ -74,8 +69,6 @@ def write_appearance_ranks(
 
 @dataclass(frozen=True, eq=False)
 class _ByValue:
-    """Rows that are ranked by value."""
-
     groups: PartColumn  # int32; negative for rows of no group
     values: PartColumn  # float32
     sign: int  # −1 to rank the greatest value first, else 1
@@ -86,7 +79,6 @@ class _ByValue:
     by_part: Shuffle  # ranks, see `_rank_records`, one file a bucket
 
     def spill(self, part: Part) -> None:
-        """Write the values of a part by bucket."""
         groups, values = self.groups.read(part), self.values.read(part)
         members = np.flatnonzero(groups >= 0)
         records = np.empty(len(members), _VALUE)
@@ -95,13 +87,11 @@ class _ByValue:
         self.by_bucket.write(part.name, [(self.buckets[records["group"]], records)])
 
     def rank(self, bucket: int) -> None:
-        """Write the ranks of a bucket by part."""
         rows, names = RowsByPart(self.parts), [part.name for part in self.parts]
         ranked = _ranked(self.by_bucket, names, bucket, self.bucket_rows, self.by_part.dtype)
         self.by_part.write(str(bucket), ((rows.numbers_of(found["row"]), found) for found in ranked))
 
     def collect(self, part: Part, worker: Worker) -> npt.NDArray[Any]:  # noqa: ARG002
-        """Return the ranks of a part."""
         ranks = np.zeros(part.rows, self.by_part.dtype["rank"])
         found = self.by_part.read([*map(str, range(self.by_bucket.buckets))], part.number)
         ranks[found["row"] - part.first_row] = found["rank"]

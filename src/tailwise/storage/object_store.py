@@ -341,11 +341,9 @@ class ForkedStore:
     """The methods of a store in a forked process, called in a process of its own. It ends with this one."""
 
     def __init__(self, store: ObjectStore) -> None:
-        """Take the store."""
         self._store = store
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401  (a method)
-        """Return a method."""
         if name.startswith("__"):
             raise AttributeError(name)
         return partial(_ask, self._store, name)

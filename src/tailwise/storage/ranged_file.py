@@ -17,7 +17,6 @@ class RangedFile(io.RawIOBase):
     """
 
     def __init__(self, size_bytes: int) -> None:
-        """Begin at the first byte."""
         self.size_bytes, self._at = size_bytes, 0
 
     def readable(self) -> bool:

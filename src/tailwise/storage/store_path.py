@@ -90,7 +90,6 @@ class StorePath(PurePosixPath):
     listed = False  # True if that is known: there is none without a `head`
 
     def __str__(self) -> str:
-        """Return the URL."""
         return f"{self.parts[0]}//{'/'.join(self.parts[1:])}"
 
     def __fspath__(self) -> str:

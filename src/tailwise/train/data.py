@@ -38,7 +38,6 @@ class SegmentLoader:
         form: Callable[[Tensor, Tensor], Any],  # (images, texts) → a batch in the trainer's form
         record: Record | None = None,  # of the batches
     ) -> None:
-        """Wrap a loader."""
         self.num_batches, self.num_samples = segments.length, segments.length * global_batch
         self.dataloader = self  # the trainer reads its batches from here
         self._segments, self._loader, self._seed, self._form, self._record = segments, loader, seed, form, record

@@ -177,7 +177,6 @@ class _Against:
         return places
 
     def summary(self, survivors: Survivors, nearest: Neighbours | None, dropped: int) -> dict[str, Any]:
-        """Return figures for people."""
         judged, counts = 0, np.zeros(len(EPSILONS) + 1, np.int64)
         for part in self.parts:
             kept = survivors.keeps(part.span)

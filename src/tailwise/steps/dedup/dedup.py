@@ -131,8 +131,6 @@ def _check_share(request: DedupRequest, share: float) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Decisions:
-    """Address of what is decided."""
-
     compared: Address
     neighbours: Path  # folder of the neighbours
     folder: Path  # of the fates of rows, while they are decided
@@ -143,7 +141,6 @@ class _Decisions:
     found: tuple[Buckets, ...] = ()  # of all rounds: the samples for which open rows went
 
     def open(self, worker: Worker) -> tuple[Comparison, Neighbours]:
-        """Return the comparison and the neighbours."""
         compared = self.compared.open(worker)
         return compared, worker.cached(self.neighbours, lambda: Neighbours(compared.catalog, self.neighbours))
 
@@ -205,7 +202,6 @@ class _Decisions:
         return row, similarity
 
     def count(self, part: Part, worker: Worker) -> int:
-        """Return how many rows of a part are dropped."""
         return int((self.of(part, worker)[0] >= 0).sum())
 
     def tables(self, part: Part, worker: Worker) -> tuple[pa.Table, pa.Table]:

@@ -145,8 +145,6 @@ def _values_of(
 
 @dataclass(frozen=True)
 class _Count(Task[Shard, tuple[int, str]]):
-    """Count the images of a shard, and hash them."""
-
     def label(self, item: Shard) -> str:
         return _first_file(item)
 
@@ -160,8 +158,6 @@ class _Count(Task[Shard, tuple[int, str]]):
 
 @dataclass(frozen=True)
 class _Hash(Task[Shard, Hashes]):
-    """Hash the pixels of a shard's images."""
-
     mirrored: bool
 
     def label(self, item: Shard) -> str:
@@ -196,8 +192,6 @@ class _Embed(Task[tuple[Path, Shard], None]):
 
 
 class _OfImages(EvaluationSet):
-    """Images in tars, or in folders."""
-
     has_images = True
 
     def __init__(self, name: str, pool: Catalog, request: DedupRequest, column: str | None, context: Context) -> None:
@@ -254,8 +248,6 @@ def _recorded_encoder(pool: Catalog, column: str, device: str, name: str, contex
 
 
 class _OfCatalog(EvaluationSet):
-    """Samples of another catalog."""
-
     def __init__(self, name: str, pool: Catalog, column: str | None) -> None:
         self._catalog, self._column, self.name = Catalog.open(name), column, set_name(name)
         if self._catalog.folder == pool.folder:
@@ -288,8 +280,6 @@ class _OfCatalog(EvaluationSet):
 
 
 class _OfVectors(EvaluationSet):
-    """Embeddings in files."""
-
     def __init__(self, name: str, pool: Catalog, column: str | None) -> None:
         self._target = Target(name, "against")
         if column is not None:

@@ -48,11 +48,9 @@ class _Hashed:
     bits: int  # of a hash that say its bucket
 
     def parts(self, worker: Worker) -> list[Part]:
-        """Return the parts of the snapshot."""
         return worker.cached((self.folder, "parts"), lambda: Catalog.open(self.catalog).parts(self.snapshot))
 
     def survivors(self, worker: Worker) -> Survivors:
-        """Return the samples that take part."""
         make = lambda: Survivors(Catalog.open(self.catalog), self.request.without, self.snapshot)  # noqa: E731
         return worker.cached((self.folder, "survivors"), make)
 
@@ -75,7 +73,6 @@ class _Hashed:
         return np.zeros(part.rows)
 
     def spill(self, part: Part, worker: Worker) -> None:
-        """Write the hashes of a part by bucket."""
         hashes = self.hashes.read(part)
         rows = np.flatnonzero(self.survivors(worker).keeps(part.span) & has_hash(hashes))
         records = np.empty(len(rows), _RECORD)

@@ -81,11 +81,7 @@ def _hashes(folder: Path, of: str, part: Part, worker: Worker) -> Hashes:
 def hash_images(catalog: Catalog, snapshot: Snapshot, of: str, context: Context) -> PartColumn:
     """Return the column of hashes of all images of a snapshot: uint64 [rows, 2] a part, zeros where an image cannot be decoded.
 
-    Args:
-        catalog: of the images.
-        snapshot: whose rows.
-        of: one of HASHED.
-        context: runs the tasks and shows progress.
+    `of`: one of HASHED.
 
     Raises:
         UserError: a shard can't be read, or samples have no bytes.

@@ -58,11 +58,7 @@ class Layout:
 def plan_layout(sizes: npt.NDArray[np.int64], rows: int, dimension: int, max_memory_bytes: int) -> Layout:
     """Return the layout; the results don't depend on it.
 
-    Args:
-        sizes: int64 [K], members of each cluster.
-        rows: N, of the whole column.
-        dimension: d.
-        max_memory_bytes: what may be used.
+    `sizes`: int64 [K], members of each cluster. `rows`: N, of the whole column.
 
     Raises:
         UserError: the largest cluster needs more.
@@ -130,8 +126,6 @@ class Buckets:
 
 @dataclass(frozen=True, eq=False)
 class _Spill(Task[Part, None]):
-    """Write the rows of a part by bucket."""
-
     to: Buckets
 
     def files(self, item: Part) -> Sequence[Path]:
@@ -202,13 +196,8 @@ def regroup(
 ) -> Buckets:
     """Judge some clusters; return their buckets, which hold the results.
 
-    Args:
-        compared: the comparison.
-        folder: of intermediate files, which an interrupted run with the same layout uses again. The caller removes it in the end.
-        wanted: bool [K], the clusters.
-        judge: returns the task of some buckets.
-        max_memory_bytes: refuse what needs more.
-        description: of the progress.
+    `folder`: of intermediate files, which an interrupted run with the same layout uses again. The caller removes it in the end. `wanted`:
+    bool [K], the clusters.
 
     Raises:
         UserError: the largest cluster needs more memory.

@@ -25,10 +25,7 @@ from tailwise.storage.local import remove_folder
 def make_neighbours(comparison: Comparison, *, max_memory_bytes: int, device: str = "auto") -> Neighbours:
     """Find the neighbours of all samples, or open them if they exist.
 
-    Args:
-        comparison: what is compared.
-        max_memory_bytes: refuse what needs more.
-        device: of the matrix products; the result doesn't depend on it.
+    `device`: of the matrix products; the result doesn't depend on it.
 
     Raises:
         UserError: the largest cluster needs more memory.
@@ -59,8 +56,6 @@ class _Nearest(Judge):
 
 @dataclass(frozen=True, eq=False)
 class _Collect(Task[Part, None]):
-    """Write the neighbours of a part."""
-
     of: Buckets  # buckets of the judged clusters
     similarities: PlainColumn  # float64, to write
     rows: PlainColumn  # int64, to write

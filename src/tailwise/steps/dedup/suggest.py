@@ -208,7 +208,6 @@ class _Recall:
                 yield part.first_row + start + at, places[start + at], chunk[at]
 
     def search(self, context: Context) -> None:
-        """Compares the queries with the pool."""
         if not len(self.rows):
             return
         threshold = duplicate_threshold(EPSILONS[-1])

@@ -31,11 +31,8 @@ CLOSE = 1e-4  # the search ends when no more than this share of the pool stays b
 def find_epsilon(compared: Comparison, neighbours: Neighbours, share: float, dropped: Callable[[float], int]) -> float:
     """Return the ε at which `share` of the pool stays, or the least share above it that the search finds.
 
-    Args:
-        compared: what is compared.
-        neighbours: its comparison.
-        share: samples that stay, as a share of the pool.
-        dropped: returns how many samples the rule drops at an ε; at most as many as "any-earlier".
+    `share`: samples that stay, as a share of the pool. `dropped`: returns how many samples the rule drops at an ε; at most as many as "any-
+    earlier".
 
     Raises:
         UserError: no ε from 0 to 1 keeps this share.

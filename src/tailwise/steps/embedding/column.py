@@ -69,7 +69,6 @@ class Column:
     made: Description  # of this side of the encoder
 
     def __post_init__(self) -> None:
-        """Write nothing."""
         self._batch_size = self.request.batch_size or BATCH_SIZES.get(self.made.device, 64)
         made_by = digest([self.made.settings, self.made.dimension, self._batch_size])
         self._finished = Finished(self.catalog.embedding_folder(self.name), made_by)

@@ -187,7 +187,6 @@ class _Shards:
         return content
 
     def close(self) -> None:
-        """Lets go of the open file."""
         if self._stream is not None:
             self._stream.close()
         self._stream, self._table, self._decoded, self._shard = None, None, None, -1

@@ -168,8 +168,6 @@ def spellings_digest(spellings: Mapping[str, int]) -> str:
 
 @dataclass(frozen=True)
 class _Match(Task[RowGroup, Found]):
-    """Match the captions of a row group."""
-
     entries: Path
     ignore_case: bool
 

@@ -58,11 +58,8 @@ def suggest_entries(
     Pairs whose words stand together less than COLLOCATION times as often as by chance are left out. With `plurals`, a term is left out
     if a more frequent one is its regular plural or singular. The result does not depend on parts and workers.
 
-    Args:
-        catalog: or its path; with samples.
-        request: with `suggest`; the file `output` gets an entry, `captions` and `ends` a line, with tabs between.
-        context: runs the tasks and shows progress.
-        most: terms that a worker counts: complete above a share of 1 / `most` of all occurrences at the end of a phrase.
+    `request`: with `suggest`; the file `output` gets an entry, `captions` and `ends` a line, with tabs between. `most`: terms that a worker
+    counts: complete above a share of 1 / `most` of all occurrences at the end of a phrase.
 
     Raises:
         UserError: no term is frequent enough, or the output cannot be written.

@@ -76,12 +76,8 @@ def join_captions(
 ) -> JoinedCaptions:
     """Make captions of the newest snapshot from tables; open those that were made of the same.
 
-    Args:
-        catalog: or its path; with samples.
-        tables: .parquet, .csv, .tsv or .jsonl files; folders and patterns of them. The first caption of a sample is taken. Or
-            one text json:FIELD, see `MemberChoice`: then captions are read from the JSON of each sample.
-        request: name of the captions, and which columns.
-        context: shows progress.
+    `tables`: .parquet, .csv, .tsv or .jsonl files; folders and patterns of them. The first caption of a sample is taken. Or one text
+    json:FIELD, see `MemberChoice`: then captions are read from the JSON of each sample. `request`: name of the captions, and which columns.
 
     Raises:
         UserError: a table cannot be read, not one caption belongs to a sample, or too many rows are unusable.
@@ -321,7 +317,6 @@ def joined_texts(join: Join, item: PartFiles) -> Iterator[list[memoryview]]:
 
 
 def _write(artifact: Artifact, join: Join, item: PartFiles) -> None:
-    """Write the captions of a part."""
     part, sizes = item[0], text_sizes(join, item)
     caption_columns(artifact)[0].write(part, np.cumsum(sizes, dtype=np.int64))
     with _writing_text(artifact, part, int(sizes.sum())) as stream:

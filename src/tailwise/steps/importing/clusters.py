@@ -50,10 +50,7 @@ def import_clusters(joining: Joining, name: str, files: list[ClusterIds]) -> Clu
 
     Groups are numbered in the order of the ids; their values are the ids.
 
-    Args:
-        joining: with a catalog that holds samples.
-        name: of the grouping.
-        files: of cluster ids.
+    `joining`: with a catalog that holds samples.
 
     Raises:
         UserError: too many rows are unusable, not one id belongs to a sample, or another clustering has this name.
@@ -100,7 +97,6 @@ def _ids(plan: JoinPlan, item: PartFiles) -> Ids:
 
 
 def _distinct(plan: JoinPlan, item: PartFiles) -> Ids:
-    """Return the ids in a part, in order."""
     ids = _ids(plan, item)
     return np.unique(ids[ids >= 0])
 

@@ -60,12 +60,8 @@ def import_embeddings(
 ) -> ColumnImport | None:
     """Fill an embedding column of the newest snapshot, where samples lack an embedding. Those that have one keep it.
 
-    Args:
-        joining: with a catalog that holds samples. Files that are joined for the first time belong to the given shards alone, so that
-            other shards may have the same keys.
-        column: its name.
-        files: of embeddings.
-        modality: of the column, see `open_column`.
+    `joining`: with a catalog that holds samples. Files that are joined for the first time belong to the given shards alone, so that other
+    shards may have the same keys.
 
     Returns:
         What came of it, or None if nothing was lacking, or these files were joined before.
@@ -189,13 +185,11 @@ class _Joins:
         ]
 
     def begin(self, parts: list[Part]) -> None:
-        """Note what is being joined to which parts."""
         given = None if self.given is None else sorted(self.given)
         numbers = [part.number for part in parts]
         write_json(self._pending, {"number": self.number, "files": self._files, "parts": numbers, "given": given})
 
     def finish(self) -> None:
-        """Note that it is done."""
         write_record(self._path, {"joins": [*self._done, self._files]})
         self._pending.unlink()
 

@@ -125,8 +125,6 @@ def batched(rows: Iterable[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]]]:
 
 @dataclass(frozen=True)
 class _Form:
-    """A kind of table."""
-
     title: str  # in errors
     names: Callable[[Path], list[str]]  # of its columns
     # path, columns, whether long texts of the last one are replaced

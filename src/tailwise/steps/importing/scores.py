@@ -37,11 +37,7 @@ class Scores:
     def __init__(self, paths: Sequence[str], work: Path, log: RejectionWriter, context: Context) -> None:
         """Reads all files.
 
-        Args:
-            paths: of metadata files.
-            work: a folder for the index and the numbers.
-            log: takes files that can't be read.
-            context: runs the tasks and shows progress.
+        `work`: a folder for the index and the numbers. `log`: takes files that can't be read.
         """
         schemas = {path: schema for path in map(Path, paths) if (schema := _schema(path, log))}
         readable = {path: rows for path, (rows, _) in schemas.items()}
@@ -90,9 +86,7 @@ class Scores:
     def join(self, content: ShardContent, path: str) -> ShardContent:
         """A tar with scores for its samples that have a uid; those of the tar's own sidecar stay.
 
-        Args:
-            content: as `index_shard` returns it.
-            path: of the tar.
+        `content`: as `index_shard` returns it.
         """
         samples = content.samples
         rows = self.find(samples.column("uid").to_pylist())

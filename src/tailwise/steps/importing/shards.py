@@ -230,10 +230,8 @@ def _scores(
 def changed_shards(catalog: Catalog, tars: Mapping[str, int], step: int = FIRST) -> dict[str, dict[str, Any]]:
     """Return which files have another length, or other blocks, than when they were imported.
 
-    Args:
-        catalog: of the shards.
-        tars: path or URL → size in bytes, of files that may be in the catalog. Files that can't be read are passed over.
-        step: which blocks are compared, see `check_fingerprint`.
+    `tars`: path or URL → size in bytes, of files that may be in the catalog. Files that can't be read are passed over. `step`: which blocks
+    are compared, see `check_fingerprint`.
 
     Returns:
         Path → the shard with its earlier state, a row of SHARD_SCHEMA.

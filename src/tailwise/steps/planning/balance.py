@@ -39,13 +39,8 @@ def make_balanced_plan(
     A sample is kept if at least one of its entries is drawn: with probability 1 − Π (1 − p). Samples without an entry never are.
     An entry's count is the number of captions that it stands in, among those that drop lists and removals leave.
 
-    Args:
-        catalog: with samples.
-        name: of the plan.
-        request: `entries` that captions hold, or `concepts` that samples have; `per_entry` is t, 20,000 for 400M samples in the paper;
-            from `keep` or `budget`, the expected number of samples, t follows.
-        context: runs the tasks and shows progress.
-        workers: processes that match captions; one a processor by default.
+    `request`: `entries` that captions hold, or `concepts` that samples have; `per_entry` is t, 20,000 for 400M samples in the paper; from
+    `keep` or `budget`, the expected number of samples, t follows. `workers`: processes that match captions; one a processor by default.
 
     Raises:
         UserError: the list can't be read, no caption holds an entry, or the request is out of bounds.

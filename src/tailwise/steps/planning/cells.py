@@ -111,8 +111,7 @@ def merged_rates(quotas: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
 
     Counts of groups are rounded. With groups of one sample, rounding would draw high rates always and low rates never.
 
-    Args:
-        quotas: float64 [K], expected samples of each rate, by ascending rate.
+    `quotas`: float64 [K], expected samples of each rate, by ascending rate.
     """
     numbers, number, total = np.empty(len(quotas), np.int64), -1, math.inf
     for at, quota in enumerate(quotas.tolist()):

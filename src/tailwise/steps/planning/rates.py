@@ -95,8 +95,6 @@ def make_rate_plan(catalog: Catalog, name: str, request: PlanRequest, context: C
 
 @dataclass(frozen=True)
 class _Written:
-    """The rates of a column."""
-
     column: PartColumn
 
     def read(self, part: Part, worker: Worker) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:  # noqa: ARG002

@@ -38,10 +38,7 @@ class LeftOut:
 def count_left_out(survivors: Survivors, parts: Iterable[Part], inside: Inside) -> LeftOut:
     """Count the samples that take no part, by cause.
 
-    Args:
-        survivors: of all drop lists that are used.
-        parts: of the snapshot.
-        inside: part → which of its rows take part, bool [n].
+    `survivors`: of all drop lists that are used. `inside`: part → which of its rows take part, bool [n].
     """
     removed = dropped = ungrouped = 0
     for part in parts:
@@ -78,11 +75,7 @@ def unused_lists(
 ) -> list[UnusedList]:
     """Return the finished drop lists that are not used although they drop samples that take part.
 
-    Args:
-        catalog: whose lists.
-        snapshot: whose rows.
-        inputs: of the artifacts that may use lists, name → hash.
-        inside: part → which of its rows take part, bool [n].
+    `inputs`: of the artifacts that may use lists, name → hash. `inside`: part → which of its rows take part, bool [n].
     """
     used = {name.removeprefix(WITHOUT) for names in inputs for name in names if name.startswith(WITHOUT)}
     lists = [DropList(catalog, name) for name in DROP_LIST.finished(catalog.folder) if name not in used]

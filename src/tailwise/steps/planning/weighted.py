@@ -220,11 +220,7 @@ def _check_bounds(request: PlanRequest, method: Method) -> None:
 def budget_of(request: PlanRequest, grouping: Grouping, repeats: int, *, per_cluster: bool = False) -> int:
     """Return the budget of a plan in samples.
 
-    Args:
-        request: of the plan.
-        grouping: of its rows.
-        repeats: greatest number of copies of a sample in an epoch.
-        per_cluster: True if the budget may be given as a maximum per cluster.
+    `repeats`: greatest number of copies of a sample in an epoch. `per_cluster`: True if the budget may be given as a maximum per cluster.
 
     Raises:
         UserError: no budget is given, several are, or it is out of bounds.
@@ -282,11 +278,8 @@ def quotas_of(
 ) -> npt.NDArray[np.int64]:
     """Quotas of the non-empty clusters in units of 2⁻³⁰ samples; whole samples where each is picked once and for all.
 
-    Args:
-        clusters: the non-empty ones.
-        method: weighs them.
-        options: of the weight.
-        config: of the plan: budget, max_repeats, min_per_cluster, class_balance, dynamic, draw; above_one where it is "truncate".
+    `clusters`: the non-empty ones. `config`: of the plan: budget, max_repeats, min_per_cluster, class_balance, dynamic, draw; above_one
+    where it is "truncate".
 
     Returns:
         int64 [K], summing to the budget, or to a smaller whole number of samples if quotas are truncated.

@@ -110,11 +110,8 @@ def delete(
 
     Scores, hashes, comparisons and matches go with what they were made from. An interrupted call is to be repeated.
 
-    Args:
-        catalog: of the artifacts.
-        names: folder and name of each, such as plans/epochs, clusters/main or embeddings/text.
-        with_dependants: delete all that was made from them, too.
-        dry_run: delete nothing.
+    `names`: folder and name of each, such as plans/epochs, clusters/main or embeddings/text. `with_dependants`: delete all that was made
+    from them, too.
 
     Raises:
         NotFoundError: there is no such artifact.
@@ -139,10 +136,7 @@ def rename(catalog: Catalog, name: str, new: str) -> str:
 
     An interrupted call is to be repeated. In an object store, the files are copied by the server.
 
-    Args:
-        catalog: of the artifact.
-        name: folder and name, such as plans/epochs.
-        new: name in the same folder.
+    `name`: folder and name, such as plans/epochs. `new`: name in the same folder.
 
     Raises:
         NotFoundError: there is no such artifact, or it is unfinished.

@@ -79,10 +79,8 @@ class Causes:
     def __init__(self, catalog: Catalog, plan: Plan | None = None, epochs: int | None = None) -> None:
         """Opens what takes part.
 
-        Args:
-            catalog: of the samples.
-            plan: which plan; None for all finished drop lists of the newest snapshot.
-            epochs: number of epochs that count, from epoch 0; None for all that a plan may have.
+        `plan`: which plan; None for all finished drop lists of the newest snapshot. `epochs`: number of epochs that count, from epoch 0;
+        None for all that a plan may have.
 
         Raises:
             UserError: a drop list or the clustering of the plan is gone.
@@ -227,7 +225,6 @@ def _users(plan: Plan) -> dict[str, Mapping[str, str]]:
 
 
 def _clustering(plan: Plan) -> Clustering | None:
-    """A plan's clustering, if it has one."""
     if plan.clustering is None:
         return None
     folder = plan.catalog.clusters_folder(plan.clustering)

@@ -34,12 +34,6 @@ def relocate(catalog: Catalog, old: str, new: str, context: Context | None = Non
     The size of every moved tar must be that of the import; so must the index of INDEXED of them, at even distances. (The others are
     compared with their fingerprint when they are opened.)
 
-    Args:
-        catalog: whose shards.
-        old: leading part of paths.
-        new: takes its place.
-        context: runs the tasks and shows progress.
-
     Raises:
         UserError: no path begins so, a moved tar is missing or another one, two shards would become one file, or another process is
             writing the catalog.

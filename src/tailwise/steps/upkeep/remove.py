@@ -82,14 +82,8 @@ def remove(
 
     Nothing is deleted. Doing it again does nothing new.
 
-    Args:
-        catalog: of the samples.
-        path: .txt with a key, uid (32 hexadecimal digits), url or sha256 (64) a line, see `delimited`; or a table with uid, or key, or
-            shard (its path) and key, or url, sha256 or md5.
-        reason: is kept.
-        match: what the file names samples by, one of MATCHES; None for what it has.
-        dry_run: only report what would be done.
-        context: runs the tasks and shows progress.
+    `path`: .txt with a key, uid (32 hexadecimal digits), url or sha256 (64) a line, see `delimited`; or a table with uid, or key, or shard
+    (its path) and key, or url, sha256 or md5. `match`: what the file names samples by, one of MATCHES; None for what it has.
 
     Raises:
         UserError: the file can't be read or names no sample, or the catalog is empty, or somebody else is removing.

@@ -38,10 +38,7 @@ Story = dict[str, Any]
 def why(catalog: Catalog, name: str, plans: Sequence[str] | None = None) -> Story:
     """Return all that the catalog knows of the samples with a key or uid.
 
-    Args:
-        catalog: of the samples.
-        name: a key, or a uid of 32 hexadecimal digits.
-        plans: names of the plans to report; None for all finished ones.
+    `name`: a key, or a uid of 32 hexadecimal digits. `plans`: names of the plans to report; None for all finished ones.
 
     Returns:
         "name" as given; "samples", one entry for each sample of the newest snapshot; "rejected", what steps noted of the key.
@@ -93,8 +90,6 @@ def _near(catalog: Catalog, name: str) -> list[str]:
 
 
 class _SampleHistory:
-    """The histories of samples of the newest snapshot."""
-
     def __init__(self, catalog: Catalog, plans: Sequence[str]) -> None:
         self._catalog = catalog
         self._paths = catalog.shards().column("path")
@@ -102,7 +97,6 @@ class _SampleHistory:
         self._plans = [(plan, Causes(catalog, plan)) for plan in (Plan(catalog, name) for name in plans)]
 
     def story(self, part: Part, row: int) -> Story:
-        """All sections of one sample."""
         catalog, at = self._catalog, row - part.first_row
         removal = self._removals.removal_of(row)
         return {
@@ -122,7 +116,6 @@ class _SampleHistory:
         }
 
     def _row(self, part: Part, at: int) -> Story:
-        """One row of the samples."""
         found: Story = self._catalog.samples_at(part.number, np.array([at])).to_pylist()[0]
         return found
 

@@ -15,7 +15,6 @@ class Words:
     """Words for the causes of samples that are never drawn: by a plan, or by any plan."""
 
     def __init__(self, plan: Plan | None, clustering: Clustering | None) -> None:
-        """Take the plan, and the clustering that it was made from."""
         self._plan, self._clustering = plan, clustering
         self._values = clustering.values if clustering else None
         self._rates = plan.cluster_rates() if plan and not plan.by_rate else None
