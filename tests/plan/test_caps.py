@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailwise.plan.caps import hard_cap_rates, soft_cap_rates, standardised
+from tailwise.plan.quotas import hard_cap_rates, soft_cap_rates, standardised
 
 
 def published_loop(logits, budget, alpha, batch, generator):

@@ -9,7 +9,7 @@ from tailwise.compare.recipe import load_compare_recipe
 from tailwise.errors import UserError
 from tailwise.pipeline.steps import load_pipeline
 from tailwise.recipes import load_recipe
-from tailwise.recipes.yaml_file import MAX_BYTES, MAX_NODES, parse_yaml, read_yaml
+from tailwise.recipes.recipe import MAX_BYTES, MAX_NODES, parse_yaml, read_yaml
 
 LOADERS = (load_pipeline, load_recipe, load_compare_recipe)
 LAUGHS = "\n".join(["- &a0 [x,x,x,x,x,x,x,x,x]", *(f"- &a{i} [{','.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9))])

@@ -46,8 +46,7 @@ from tailwise.steps.scoring.filter import filter_samples
 from tailwise.steps.scoring.named import make_named_score
 from tailwise.steps.upkeep import delete as delete_module
 from tailwise.steps.upkeep.delete import delete, rename
-from tailwise.steps.upkeep.status import status
-from tailwise.steps.upkeep.verify import verify
+from tailwise.steps.upkeep.status import status, verify
 from tailwise.storage import local
 from tailwise.storage.local import locked, scratch
 from tailwise.storage.store_path import StorePath, path_of

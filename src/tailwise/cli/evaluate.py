@@ -18,11 +18,11 @@ from tailwise.cli.app import (
     open_catalog,
     open_plan,
     say_note,
+    takes,
     with_progress,
 )
 from tailwise.cli.following import suggest
 from tailwise.cli.printing import print_json, print_table, say
-from tailwise.cli.requests import takes
 from tailwise.errors import UserError
 from tailwise.requests import EvaluateRequest, TrainRequest, refuse_given
 from tailwise.text import command_line

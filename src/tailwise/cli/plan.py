@@ -18,6 +18,7 @@ from tailwise.cli.app import (
     open_catalog,
     open_plan,
     say_note,
+    takes,
     with_progress,
 )
 from tailwise.cli.following import suggest, suggest_use
@@ -31,7 +32,6 @@ from tailwise.cli.printing import (
     print_table,
     say,
 )
-from tailwise.cli.requests import takes
 from tailwise.errors import UserError
 from tailwise.requests import ExportRequest, PlanRequest
 from tailwise.text import command_line

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, say_note, with_progress
+from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, say_note, takes, with_progress
 from tailwise.cli.following import suggest, suggest_step
 from tailwise.cli.printing import print_json, print_rejections, print_table, rejected_json, say
-from tailwise.cli.requests import takes
 from tailwise.errors import NotFoundError, UserError
 from tailwise.log import print_error
 from tailwise.requests import CaptionsRequest, ConceptsRequest, EmbedRequest, ImportRequest
@@ -278,8 +277,8 @@ def verify(catalog: CatalogPath, as_json: AsJson = False) -> None:
     Example:
       tailwise verify my-catalog
     """
-    from tailwise.steps.upkeep.verify import broken_inputs
-    from tailwise.steps.upkeep.verify import verify as run
+    from tailwise.steps.upkeep.status import broken_inputs
+    from tailwise.steps.upkeep.status import verify as run
 
     opened = open_catalog(catalog)
     count, bad = run(opened, with_progress())

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, say_note, with_progress
+from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, say_note, takes, with_progress
 from tailwise.cli.following import suggest as suggest_next
 from tailwise.cli.following import suggest_clusters, suggest_plan
 from tailwise.cli.printing import print_json, print_matched, print_sizes, print_table, say
-from tailwise.cli.requests import takes
 from tailwise.requests import ClusterRequest, DedupRequest, FilterRequest, GroupRequest, NamedScoreRequest
 from tailwise.text import command_line
 

@@ -13,10 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 from typer import Argument, Option
 from typer.models import ArgumentInfo
 
-from tailwise.cli.app import AllowCode, AsJson, Workers, app, as_options, choose_executor, path_of, with_progress
+from tailwise.cli.app import (
+    AllowCode,
+    AsJson,
+    Workers,
+    app,
+    as_options,
+    choose_executor,
+    path_of,
+    plain_type,
+    with_progress,
+)
 from tailwise.cli.following import suggest, suggest_step
 from tailwise.cli.printing import print_json, print_table, say
-from tailwise.cli.requests import plain_type
 from tailwise.errors import UserError
 
 if TYPE_CHECKING:

@@ -15,8 +15,18 @@ from tailwise.devices import ALLOWED, DEVICE_NAME
 from tailwise.errors import MAX_REJECTED, UserError
 from tailwise.loader.order import check_composition
 from tailwise.pipeline.steps import Steps
-from tailwise.recipes.recipe import NAMED, Natural, Positive, Text, Texts, Values, read_as, with_folder
-from tailwise.recipes.yaml_file import parse_yaml, read_yaml
+from tailwise.recipes.recipe import (
+    NAMED,
+    Natural,
+    Positive,
+    Text,
+    Texts,
+    Values,
+    parse_yaml,
+    read_as,
+    read_yaml,
+    with_folder,
+)
 from tailwise.requests import EvaluateRequest
 from tailwise.text import new_spelling
 

@@ -282,7 +282,7 @@ def window_copies(
             copies[row] = count
 
 
-# --- the Bernoulli draw (plan/bernoulli.py) -----------------------------------------------------------------------------
+# --- the Bernoulli draw (plan/stream.py) -----------------------------------------------------------------------------
 
 _UNIT = 2.0**-53
 

@@ -10,8 +10,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from tailwise.errors import UserError
-from tailwise.recipes.recipe import Text, Texts, Values, read_as, with_folder
-from tailwise.recipes.yaml_file import read_yaml
+from tailwise.recipes.recipe import Text, Texts, Values, read_as, read_yaml, with_folder
 from tailwise.text import OLD_COMMANDS, new_spelling
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "run"

@@ -1,6 +1,10 @@
 """Quotas: the number of samples that each cluster gives, for a budget.
 
 All quotas are integers of a unit, so that sums are exact: whole samples for static picks, 2⁻³⁰ samples for dynamic ones.
+
+Rates from scores, with a cap on the copies of a sample, are SCS and HCS (FLYT, NeurIPS 2025, arXiv 2503.08805; M: number of different
+scores). As published, SCS draws batches from softmax(s) without replacement, and lowers the score of what was drawn by α, until the budget
+is met. These are the rates that this draw has in the limit of small batches.
 """
 
 from __future__ import annotations
@@ -17,9 +21,10 @@ UNIT_BITS = 30
 UNITS = 1 << UNIT_BITS  # fixed-point units in one sample
 MAX_BUDGET = 1 << 33  # the sum of all quotas, in units, fits an int64
 
-
 Floats: TypeAlias = npt.NDArray[np.float64]
 Integers: TypeAlias = npt.NDArray[np.int64]
+
+FAINTEST = -600.0  # exp of it is above 0
 
 
 def fill_by_scale(weights: Floats, lower: Floats, upper: Floats, budget: float) -> Floats:
@@ -133,3 +138,51 @@ def samples_of_share(share: float, pool: int, most: int, limit: str, option: str
         bound = f"the largest possible share is {largest:g}, which is {round(largest * pool):,} samples"
         raise UserError(f"{option} {share:g} asks for {asked:,} samples of the pool of {pool:,}, but {limit}: {bound}")
     return asked
+
+
+def standardised(scores: Floats, members: Integers) -> Floats:
+    """Return scores less their mean, in standard deviations: float64 [M]; all 0 if they are equal.
+
+    Args:
+        scores: float64 [M].
+        members: int64 [M], samples of each score.
+    """
+    weights = members / members.sum()
+    centred = scores - (weights * scores).sum()
+    deviation = math.sqrt(float((weights * centred**2).sum()))
+    return centred / deviation if deviation > 0 else np.zeros_like(centred)
+
+
+def soft_cap_rates(logits: Floats, members: Integers, budget: int, alpha: float) -> Floats:
+    """Return SCS's rates r = ln(1 + α·τ·e^s) / α, float64 [M], with the one τ such that their sum over all samples is the budget.
+
+    Args:
+        logits: s, float64 [M].
+        members: int64 [M], samples of each logit.
+        budget: number of samples to draw, with repeats.
+        alpha: α > 0; a sample's logit falls by it with each copy.
+    """
+    mean = alpha * budget / int(members.sum())
+    # log τα is between these, because x < ln(1 + e^x) < e^x.
+    low, high = math.log(mean) - float(logits.max()), mean - float(logits.min())
+    while low < (middle := (low + high) / 2) < high:
+        if float((members * np.logaddexp(0.0, logits + middle)).sum()) < alpha * budget:
+            low = middle
+        else:
+            high = middle
+    rates: Floats = np.logaddexp(0.0, logits + high) / alpha
+    return rates
+
+
+def hard_cap_rates(logits: Floats, members: Integers, budget: int, most: int) -> Floats:
+    """Return HCS's rates r = min(L, c·e^s), float64 [M], with the one c such that their sum over all samples is the budget.
+
+    Args:
+        logits: s, float64 [M].
+        members: int64 [M], samples of each logit.
+        budget: number of samples to draw, with repeats; at most L times the number of samples.
+        most: L, the greatest rate.
+    """
+    weights = np.exp(np.maximum(logits - logits.max(), FAINTEST))
+    upper: Floats = members * np.float64(most)
+    return fill_by_scale(weights * members, np.zeros(len(logits)), upper, budget) / members

@@ -21,7 +21,8 @@ from tailwise.kernels.keyed import hash_range, stream_key
 from tailwise.kernels.similarity import BELOW_ONE
 from tailwise.requests import ClusterRequest, DedupRequest
 from tailwise.steps.clustering.cluster import cluster
-from tailwise.steps.dedup import members, neighbours, target
+from tailwise.steps.dedup import members
+from tailwise.steps.dedup import suggest as guides
 from tailwise.steps.dedup.dedup import dedup
 from tailwise.steps.dedup.members import Layout
 from tailwise.steps.dedup.suggest import EPSILONS, suggest
@@ -271,7 +272,7 @@ def test_goes_on_after_an_interruption_with_the_same_bytes(
     catalog, expected_bytes, tree_bytes, monkeypatch, gathers, stops_at, interrupted, watched
 ):
     monkeypatch.setattr(members, "plan_layout", lambda *_: Layout(60, gathers))
-    with interrupted(neighbours, "most_similar_earlier", lambda *_, **__: len(calls) == stops_at) as calls:
+    with interrupted(members, "most_similar_earlier", lambda *_, **__: len(calls) == stops_at) as calls:
         make_all(catalog)
     assert not (catalog.drops_folder("a") / "manifest.json").exists()
     sizes = np.bincount(places(catalog)[places(catalog) >= 0])
@@ -279,7 +280,7 @@ def test_goes_on_after_an_interruption_with_the_same_bytes(
     left = ~np.isin(cluster_buckets(sizes, 60), finished) & (sizes > 1)
     assert left.any()
     assert left.all() == (stops_at == 1)
-    with watched(neighbours, "most_similar_earlier") as calls:
+    with watched(members, "most_similar_earlier") as calls:
         make_all(catalog)
     assert sorted(len(x) for (x,) in calls) == sorted(sizes[left])
     assert content(catalog, tree_bytes) == expected_bytes
@@ -290,7 +291,7 @@ def test_an_interruption_while_deciding_keeps_the_comparison(catalog, expected_b
 
     with interrupted(stage, "look_back"):
         make_all(catalog)
-    with watched(neighbours, "most_similar_earlier") as calls:
+    with watched(members, "most_similar_earlier") as calls:
         make_all(catalog)
     assert calls == []
     assert content(catalog, tree_bytes) == expected_bytes
@@ -379,17 +380,17 @@ def test_samples_of_equal_similarity_go_together(catalog):
 )
 def test_the_search_ends_next_to_an_epsilon_that_drops_too_much(limit, kept):
     random = np.random.default_rng(limit)
-    most = np.cumsum(np.bincount((random.random(5000) ** 3 * target.GRID + 0.9).astype(int), minlength=target.GRID + 1))
+    most = np.cumsum(np.bincount((random.random(5000) ** 3 * guides.GRID + 0.9).astype(int), minlength=guides.GRID + 1))
     most -= most[0] * (limit < most[0])
     asked = []
 
     def dropped(epsilon):
         asked.append(epsilon)
-        return int(kept(most[round(epsilon * target.GRID)]))
+        return int(kept(most[round(epsilon * guides.GRID)]))
 
-    at, gone = target._search(most, limit, 0, dropped)
-    assert gone == dropped(at / target.GRID) <= limit
-    assert gone == limit or at == target.GRID or dropped((at + 1) / target.GRID) > limit
+    at, gone = guides._search(most, limit, 0, dropped)
+    assert gone == dropped(at / guides.GRID) <= limit
+    assert gone == limit or at == guides.GRID or dropped((at + 1) / guides.GRID) > limit
     assert len(asked) < 40
 
 
@@ -456,9 +457,7 @@ def test_only_clusters_with_new_samples_are_compared(grown, watched):
     request = DedupRequest(
         epsilon=0.02, clustering="main-2", probe=1, extends="duplicates", without=["filtered"], name="next"
     )
-    with watched(
-        neighbours, "most_similar_earlier", lambda x, judged_from, **_: compared.append((judged_from, len(x)))
-    ):
+    with watched(members, "most_similar_earlier", lambda x, judged_from, **_: compared.append((judged_from, len(x)))):
         dedup(grown, request)
     mine = labels == labels[80]
     assert compared == [(mine[:60].sum(), mine.sum())]

@@ -14,7 +14,7 @@ from tailwise.plan.quotas import UNITS
 from tailwise.requests import ClusterRequest, GroupRequest, PlanRequest, ScoreRequest
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.grouping.group import group
-from tailwise.steps.grouping.sources import sources_of
+from tailwise.steps.grouping.write import sources_of
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.planning import cells
 from tailwise.steps.planning.factors import mixture_of_factors

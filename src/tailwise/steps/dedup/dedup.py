@@ -30,9 +30,8 @@ from tailwise.requests import DedupRequest, bytes_of
 from tailwise.steps.dedup.against import decontaminate
 from tailwise.steps.dedup.comparison import NEW, Address, Comparison
 from tailwise.steps.dedup.exact import drop_identical
-from tailwise.steps.dedup.members import RESULT, Buckets, Judge, Members, most_similar, regroup
-from tailwise.steps.dedup.neighbours import make_neighbours
-from tailwise.steps.dedup.target import find_epsilon
+from tailwise.steps.dedup.members import RESULT, Buckets, Judge, Members, make_neighbours, most_similar, regroup
+from tailwise.steps.dedup.suggest import find_epsilon
 from tailwise.steps.drops import drop_table, write_drops
 from tailwise.storage.local import remove_folder
 from tailwise.text import did_you_mean

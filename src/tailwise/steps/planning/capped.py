@@ -17,10 +17,9 @@ from tailwise.catalog.columns import PlainColumn
 from tailwise.context import Context
 from tailwise.errors import UserError
 from tailwise.execution.base import KERNEL, Fill, WithWorker, Worker
-from tailwise.plan.caps import hard_cap_rates, soft_cap_rates, standardised
 from tailwise.plan.methods import OPTIONS
 from tailwise.plan.plan import Plan
-from tailwise.plan.quotas import UNIT_BITS, round_to_sum
+from tailwise.plan.quotas import UNIT_BITS, hard_cap_rates, round_to_sum, soft_cap_rates, standardised
 from tailwise.requests import PlanRequest
 from tailwise.steps.planning.cells import RATE_BITS, merged_rates
 from tailwise.steps.planning.grouping import OUTSIDE, Grouping, Rows
@@ -84,7 +83,7 @@ class _Levels:
 
 
 def make_capped_plan(catalog: Catalog, name: str, request: PlanRequest, context: Context | None = None) -> Plan:
-    """Make a plan by SCS or HCS: copies in proportion to e^s of a score, with a soft or a hard cap (see `tailwise.plan.caps`).
+    """Make a plan by SCS or HCS: copies in proportion to e^s of a score, with a soft or a hard cap (see `tailwise.plan.quotas`).
 
     The score is standardised and divided by `temperature`, s = z(score) / T; with `logits`, it is only divided. Scores are taken in 2²⁰
     steps between the least and the greatest. Samples without the score are never drawn.

@@ -18,7 +18,7 @@ from tailwise.plan.plan import Plan
 from tailwise.plan.quotas import UNITS
 from tailwise.requests import GroupRequest, PlanRequest
 from tailwise.steps.grouping.group import group
-from tailwise.steps.grouping.sources import SOURCE, sources_of
+from tailwise.steps.grouping.write import SOURCE, sources_of
 from tailwise.steps.planning.apart import most_copies, refuse_annealed
 from tailwise.steps.planning.plan import make_plan
 from tailwise.steps.planning.weighted import MAX_REPEATS

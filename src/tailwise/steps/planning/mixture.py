@@ -19,7 +19,7 @@ from tailwise.execution.base import Worker
 from tailwise.plan.plan import Plan
 from tailwise.plan.quotas import UNIT_BITS, UNITS, fill_by_scale, round_to_sum
 from tailwise.requests import PlanRequest, numbers_of, refuse_given
-from tailwise.steps.grouping.sources import SOURCE
+from tailwise.steps.grouping.write import SOURCE
 from tailwise.steps.planning.apart import Apart, Rates
 from tailwise.steps.planning.cells import tally, write_cells
 from tailwise.steps.planning.grouping import mixture_figures, shares_of_groups
