@@ -7,7 +7,7 @@ import tailwise
 
 ROOT = Path(tailwise.__file__).parent
 LAYERS = (  # from the lowest
-    *("text", "errors", "extras", "devices", "requests", "progress", "log", "mapped", "figures", "notebook"),
+    *("text", "errors", "extras", "devices", "requests", "progress", "log", "mapped", "notebook"),
     *("kernels", "storage", "catalog", "execution", "context", "shards", "sources", "encoders", "recipes", "plan"),
     *(
         "loader",

@@ -282,17 +282,11 @@ def read_manifest(folder: Path, what: str, remedy: str) -> dict[str, Any]:
 
 
 class FinishedArtifact:
-    """A finished artifact.
+    """A finished artifact."""
 
-    Attributes:
-        catalog: of the artifact.
-        folder: of the artifact.
-        manifest: of the artifact.
-    """
-
-    catalog: Catalog
-    folder: Path
-    manifest: Mapping[str, Any]
+    catalog: Catalog  # of the artifact
+    folder: Path  # of the artifact
+    manifest: Mapping[str, Any]  # of the artifact
 
     @cached_property
     def snapshot(self) -> Snapshot:

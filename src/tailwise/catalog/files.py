@@ -36,9 +36,8 @@ _FAULTS = (
     *(ValueError, TypeError, LookupError, AttributeError, NameError, ArithmeticError),
     *(SyntaxError, tokenize.TokenError, RecursionError, MemoryError),
 )
-_parsing = (
-    threading.Lock()
-)  # Python's parser, which reads the header, fails at times in several threads (CPython gh-106905)
+# Python's parser, which reads the header, fails at times in several threads (CPython gh-106905).
+_parsing = threading.Lock()
 os.register_at_fork(before=_parsing.acquire, after_in_parent=_parsing.release, after_in_child=_parsing.release)
 _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 

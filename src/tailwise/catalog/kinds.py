@@ -116,18 +116,8 @@ PLAN = Kind(
     named_by={"plan": "of", "train": "name", "export": "name", "draw": "name", "excluded": "plan"},
     inputs={"plan": "of"},
 )
-KINDS = (
-    CAPTIONS,
-    CONCEPTS,
-    CLUSTERING,
-    SCORE,
-    NAMED_SCORE,
-    HASHES,
-    COMPARISON,
-    MATCHES,
-    DROP_LIST,
-    PLAN,
-)  # in the order of `status`
+# In the order of `status`.
+KINDS = (CAPTIONS, CONCEPTS, CLUSTERING, SCORE, NAMED_SCORE, HASHES, COMPARISON, MATCHES, DROP_LIST, PLAN)
 MADE_BY = {command: kind for kind in KINDS for command in kind.made_by}
 
 

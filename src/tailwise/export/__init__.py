@@ -63,9 +63,8 @@ class ExportFormat:
     """A format."""
 
     write: Export  # writes the export, and returns its number of entries
-    by_epoch: Callable[[Plan], bool] = lambda plan: (
-        plan.changes
-    )  # returns True if the export differs from epoch to epoch
+    # returns True if the export differs from epoch to epoch
+    by_epoch: Callable[[Plan], bool] = lambda plan: plan.changes
     # figures to report to the user
     figures: Callable[[Plan, int, Context], Mapping[str, float]] = lambda _plan, _epoch, _context: {}
     # refuses plans that the format cannot hold in any epoch

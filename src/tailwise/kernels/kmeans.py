@@ -24,15 +24,10 @@ SEEDING_ROWS = 1 << 17  # but no more than these
 
 @dataclass(frozen=True)
 class KMeansResult:
-    """A fit.
+    """A fit."""
 
-    Attributes:
-        centroids: float32 [K, d], unit norm, on the grid.
-        objective: mean cosine of the rows to their centroid, before each update: one entry per iteration.
-    """
-
-    centroids: npt.NDArray[np.float32]
-    objective: list[float]
+    centroids: npt.NDArray[np.float32]  # float32 [K, d], unit norm, on the grid
+    objective: list[float]  # mean cosine of the rows to their centroid, before each update: one entry per iteration
 
 
 def chosen_rows(first: int, count: int, share: float, key: np.uint64) -> npt.NDArray[np.bool_]:

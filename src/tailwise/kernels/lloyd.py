@@ -92,17 +92,11 @@ def _move_rows(
 
 @dataclass(frozen=True)
 class Partial:
-    """Sums of one iteration over some of the rows; those of other rows may be added in any order.
+    """Sums of one iteration over some of the rows; those of other rows may be added in any order."""
 
-    Attributes:
-        rows: int64 [K, d], the sum of each cluster's members, in units of GRID.
-        sizes: int64 [K], the number of its members.
-        objective: sum of the cosines of the rows to their centroids, in units of SIMILARITY_UNIT.
-    """
-
-    rows: npt.NDArray[np.int64]
-    sizes: npt.NDArray[np.int64]
-    objective: int
+    rows: npt.NDArray[np.int64]  # int64 [K, d], the sum of each cluster's members, in units of GRID
+    sizes: npt.NDArray[np.int64]  # int64 [K], the number of its members
+    objective: int  # sum of the cosines of the rows to their centroids, in units of SIMILARITY_UNIT
 
     def __add__(self, other: Partial) -> Partial:
         """Return the sums over the rows of both. The sums are exact."""

@@ -92,9 +92,8 @@ class EntryMatcher:
         found = np.array(self._automaton.find_matches_as_indexes(haystack, overlapping=True), np.int64).reshape(-1, 3)
         separators = np.flatnonzero(np.frombuffer(haystack, np.uint8) == _SEPARATOR[0])
         caption = np.searchsorted(separators, found[:, 1])
-        pairs = np.unique(
-            caption << 32 | self._entries[found[:, 0]]
-        )  # an entry counts once, however often it stands there
+        # An entry counts once, however often it stands there.
+        pairs = np.unique(caption << 32 | self._entries[found[:, 0]])
         counts = np.bincount(pairs >> 32, minlength=len(captions))
         return counts.astype(np.int32), (pairs & 0xFFFFFFFF).astype(np.int32)
 

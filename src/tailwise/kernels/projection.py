@@ -12,9 +12,8 @@ import numpy.typing as npt
 
 from tailwise.errors import UnsupportedError
 
-COARSE = (
-    2.0**-12
-)  # of values ≤ 1, products are multiples of 2⁻²⁴: float64 holds sums of 2²⁹ of them exactly, in any order
+# Of values ≤ 1, products are multiples of 2⁻²⁴: float64 holds sums of 2²⁹ of them exactly, in any order.
+COARSE = 2.0**-12
 BLOCK_ROWS = 8192
 
 

@@ -23,11 +23,8 @@ TILE = 1024  # of the matrix of similarities; fixes the order of sums
 _COLUMN_GRAIN = 64
 COARSE = 2.0**12
 GRAM_ROWS = 4096
-_NORM_ROWS, _LEAF, _LANES = (
-    512,
-    64,
-    8,
-)  # of NormSim₂: rows of a tile; side of the least block; sums of a row, which fix the order
+# Of NormSim₂: rows of a tile; side of the least block; sums of a row, which fix the order.
+_NORM_ROWS, _LEAF, _LANES = 512, 64, 8
 MAX_TARGETS = 1 << 29
 
 Half = npt.NDArray[np.float16]

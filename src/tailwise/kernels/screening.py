@@ -40,21 +40,14 @@ _MEASURED = np.float32(1.001)  # norms of errors are sums in float32
 
 @dataclass(frozen=True)
 class Coded:
-    """Rows or columns as they are multiplied.
+    """Rows or columns as they are multiplied."""
 
-    Attributes:
-        codes: int8 or float32 [≥ n, d]: int8 products are compiled for each shape that there is, so that few shapes should be.
-        scale: float32 [n].
-        offset: float64 [n], what a score lacks: added to that of a row, and as a bias to that of a column.
-        errors: float32 [n], norm of what was rounded away.
-        lengths: float32 [n], norm of what stayed.
-    """
-
+    # int8 or float32 [≥ n, d]: int8 products are compiled for each shape that there is, so that few shapes should be
     codes: torch.Tensor
-    scale: Floats
-    offset: Doubles
-    errors: Floats
-    lengths: Floats
+    scale: Floats  # float32 [n]
+    offset: Doubles  # float64 [n], what a score lacks: added to that of a row, and as a bias to that of a column
+    errors: Floats  # float32 [n], norm of what was rounded away
+    lengths: Floats  # float32 [n], norm of what stayed
 
     def __getitem__(self, at: slice | npt.NDArray[np.int64]) -> Coded:
         """Some of them."""
@@ -146,23 +139,14 @@ class Screen:
 
 
 class Columns(NamedTuple):
-    """Columns of a tile, as they are multiplied.
+    """Columns of a tile, as they are multiplied."""
 
-    Attributes:
-        codes: int8 or float32 [≥ K, d].
-        arranged: the codes as `products.arrange` returns them.
-        scale: float32 [K].
-        bias: float32 [K], what a score lacks.
-        longest: greatest norm of a column.
-        roughest: greatest norm of what was rounded away of a column.
-    """
-
-    codes: torch.Tensor
-    arranged: torch.Tensor | None
-    scale: Floats
-    bias: Floats
-    longest: np.float32
-    roughest: np.float32
+    codes: torch.Tensor  # int8 or float32 [≥ K, d]
+    arranged: torch.Tensor | None  # the codes as `products.arrange` returns them
+    scale: Floats  # float32 [K]
+    bias: Floats  # float32 [K], what a score lacks
+    longest: np.float32  # greatest norm of a column
+    roughest: np.float32  # greatest norm of what was rounded away of a column
 
     @classmethod
     def of(cls, coded: Coded, rows: int = 0) -> Columns:
@@ -177,23 +161,14 @@ class Columns(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Scores of a tile: |products[r, k] · row_scale[r] · scale[k] + bias[k] + shift[r] − exact inner product| ≤ error[r].
+    """Scores of a tile: |products[r, k] · row_scale[r] · scale[k] + bias[k] + shift[r] − exact inner product| ≤ error[r]."""
 
-    Attributes:
-        products: int32 or float32 [≥ n, ≥ K].
-        row_scale: float32 [n].
-        shift: float64 [n].
-        error: float32 [n].
-        scale: float32 [K].
-        bias: float32 [K].
-    """
-
-    products: npt.NDArray[Any]
-    row_scale: Floats
-    shift: Doubles
-    error: Floats
-    scale: Floats
-    bias: Floats
+    products: npt.NDArray[Any]  # int32 or float32 [≥ n, ≥ K]
+    row_scale: Floats  # float32 [n]
+    shift: Doubles  # float64 [n]
+    error: Floats  # float32 [n]
+    scale: Floats  # float32 [K]
+    bias: Floats  # float32 [K]
 
 
 def scratch_for(precision: Precision, rows: int, columns: int) -> torch.Tensor:

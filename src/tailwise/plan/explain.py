@@ -28,44 +28,26 @@ Values = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class EpochFigures:
-    """Figures of one epoch; exact for stream and ranked draws, expected values for Bernoulli.
+    """Figures of one epoch; exact for stream and ranked draws, expected values for Bernoulli."""
 
-    Attributes:
-        epoch: 0, 1, …
-        total: samples drawn, with repeats.
-        unique: distinct samples drawn.
-        repeated: total − unique.
-        covered: distinct samples drawn in this epoch or an earlier one.
-    """
-
-    epoch: int
-    total: float
-    unique: float
-    repeated: float
-    covered: float
+    epoch: int  # 0, 1, …
+    total: float  # samples drawn, with repeats
+    unique: float  # distinct samples drawn
+    repeated: float  # total − unique
+    covered: float  # distinct samples drawn in this epoch or an earlier one
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Clusters of similar size; in a plan of groups of about equal rates, groups of similar rates.
+    """Clusters of similar size; in a plan of groups of about equal rates, groups of similar rates."""
 
-    Attributes:
-        name: from "head" (the largest fifth of the clusters) to "tail"; or from "highest" (a fifth of the samples) to "lowest".
-        clusters: number of clusters or groups.
-        largest: size of the largest.
-        smallest: size of the smallest.
-        samples: number of members.
-        drawn: sum of the quotas, per epoch.
-        rate: drawn / samples: copies of a member per epoch.
-    """
-
-    name: str
-    clusters: int
-    largest: int
-    smallest: int
-    samples: int
-    drawn: float
-    rate: float
+    name: str  # from "head" (the largest fifth of the clusters) to "tail"; or from "highest" (a fifth of the samples) to "lowest"
+    clusters: int  # number of clusters or groups
+    largest: int  # size of the largest
+    smallest: int  # size of the smallest
+    samples: int  # number of members
+    drawn: float  # sum of the quotas, per epoch
+    rate: float  # drawn / samples: copies of a member per epoch
 
 
 @dataclass(frozen=True)

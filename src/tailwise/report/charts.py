@@ -132,10 +132,8 @@ def _log(x_label: str, y_label: str, x: tuple[float, float], y: tuple[float, flo
     from bokeh.models import FixedTicker  # noqa: PLC0415  (an extra)
 
     drawn = _figure(x_label, y_label, x, y, "log")
-    drawn.xaxis.ticker, drawn.yaxis.ticker = (
-        FixedTicker(),
-        FixedTicker(),
-    )  # report.js sets the ticks: Bokeh's overlap below two decades
+    # report.js sets the ticks: Bokeh's overlap below two decades.
+    drawn.xaxis.ticker, drawn.yaxis.ticker = FixedTicker(), FixedTicker()
     return drawn
 
 

@@ -76,9 +76,8 @@ async def get(
         if not there:
             return total
         content = bytearray()
-        at_once = (
-            span is not None and "Content-Range" not in response.headers
-        )  # only their number says which bytes come
+        # Only their number says which bytes come.
+        at_once = span is not None and "Content-Range" not in response.headers
         began, count = time.monotonic(), 0
         async for piece in response.content.iter_chunked(_PIECE_BYTES):
             count += len(piece)

@@ -64,16 +64,11 @@ class ObjectStore:
     Of writers that put under a condition, exactly one gets the answer that it has won, also after a lost response: an object names the
     request that has written it. Only a `replace_if` whose response was lost, and whose bytes were replaced since, gets the answer that it
     has lost.
-
-    Attributes:
-        url: such as s3://bucket/folder.
-        cache: folder of this machine, for `local_path`.
-        cache_bytes: greatest size of that folder.
     """
 
-    url: str
-    cache: Path
-    cache_bytes: int
+    url: str  # such as s3://bucket/folder
+    cache: Path  # folder of this machine, for `local_path`
+    cache_bytes: int  # greatest size of that folder
 
     def get(self, key: str) -> bytes:
         """See `Store`."""

@@ -24,15 +24,10 @@ def check_key(key: str) -> str:
 
 @dataclass(frozen=True)
 class Head:
-    """Attributes of the bytes at a key.
+    """Attributes of the bytes at a key."""
 
-    Attributes:
-        size: in bytes.
-        etag: differs whenever the content does.
-    """
-
-    size: int
-    etag: str
+    size: int  # in bytes
+    etag: str  # differs whenever the content does
 
 
 class Store(Protocol):

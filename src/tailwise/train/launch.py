@@ -34,15 +34,8 @@ from tailwise.train.runs import check_same, read_run, write_run
 
 logger = logging.getLogger(__name__)
 REPLACING = ("check", "damaged")  # options that decide which samples are replaced
-ORDER = (
-    "accumulation",
-    "seed",
-    "lanes",
-    "block",
-    "compose",
-    "first_epoch",
-    "captions",
-)  # of OrderOptions and of Loader
+# Of OrderOptions and of Loader.
+ORDER = ("accumulation", "seed", "lanes", "block", "compose", "first_epoch", "captions")
 
 
 def train(

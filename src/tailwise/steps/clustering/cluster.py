@@ -47,14 +47,8 @@ from tailwise.storage.local import in_part, remove_folder
 COLLAPSED_SHARE = 0.5
 RADIUS_SHARE = 0.95  # of the samples lie within the radius that "auto" finds of their own centroid
 RUNTIME_BYTES = 400 << 20  # Python, torch and compiled loops
-_FITTED = (
-    "k",
-    "merge",
-    "density",
-    "seed",
-    "iterations",
-    "points_per_centroid",
-)  # fields of a request that decide a fit
+# Fields of a request that decide a fit.
+_FITTED = ("k", "merge", "density", "seed", "iterations", "points_per_centroid")
 
 
 def cluster(catalog: Catalog | str | Path, request: ClusterRequest, context: Context | None = None) -> Clustering:

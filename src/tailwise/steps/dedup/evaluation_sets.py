@@ -43,19 +43,12 @@ CHUNK_ROWS = 65_536
 
 
 class EvaluationSet(ABC):
-    """A set of images.
+    """A set of images."""
 
-    Attributes:
-        name: for people.
-        id: hash of its content.
-        count: number of images.
-        has_images: True if the images are decoded, and mirrored.
-    """
-
-    has_images: ClassVar[bool] = False
-    name: str
-    id: str
-    count: int
+    has_images: ClassVar[bool] = False  # True if the images are decoded, and mirrored
+    name: str  # for people
+    id: str  # hash of its content
+    count: int  # number of images
 
     @abstractmethod
     def embeddings(self, folder: Path, context: Context) -> list[Path]:

@@ -70,9 +70,8 @@ def plan_layout(sizes: npt.NDArray[np.int64], rows: int, dimension: int, max_mem
     largest = int(sizes.max(initial=0))
     fixed = RUNTIME_BYTES + 3 * RUN_BYTES + DEVICE_ROWS * DEVICE_COLUMNS * 8
     side_by_side = min(largest, SMALL) * (torch.get_num_threads() + 1)
-    comparing = max(largest, side_by_side) * (
-        14 * dimension + 100
-    )  # float16, its words, grid rows and unit rows in float32; indices
+    # float16, its words, grid rows and unit rows in float32; indices
+    comparing = max(largest, side_by_side) * (14 * dimension + 100)
     per_row = 2 * dimension + 100
     need = fixed + comparing + largest * per_row
     if need > max_memory_bytes:

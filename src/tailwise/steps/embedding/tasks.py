@@ -92,15 +92,10 @@ def _description(encoder: Encoder, modality: str) -> Description:
 
 @dataclass(frozen=True)
 class Finished:
-    """Embedded rows whose part is not complete: two files for each item, the marker last.
+    """Embedded rows whose part is not complete: two files for each item, the marker last."""
 
-    Attributes:
-        folder: of the column.
-        made_by: hash of all that decides the rows and the items; those of other settings are kept until the column is complete.
-    """
-
-    folder: Path
-    made_by: str
+    folder: Path  # of the column
+    made_by: str  # hash of all that decides the rows and the items; those of other settings are kept until the column is complete
 
     @property
     def _root(self) -> Path:

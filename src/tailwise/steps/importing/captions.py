@@ -57,15 +57,10 @@ WORDING = Wording("captions", "caption", "joining captions")
 
 @dataclass
 class JoinedCaptions:
-    """Result of a join of captions.
+    """Result of a join of captions."""
 
-    Attributes:
-        captions: what was made.
-        rejections: rows of the tables that no sample got, by reason.
-    """
-
-    captions: Captions
-    rejections: Rejections = field(default_factory=Rejections)
+    captions: Captions  # what was made
+    rejections: Rejections = field(default_factory=Rejections)  # rows of the tables that no sample got, by reason
 
 
 def join_captions(

@@ -40,19 +40,12 @@ _END = object()
 
 @dataclass
 class ColumnImport:
-    """Result of the import of one embedding column.
+    """Result of the import of one embedding column."""
 
-    Attributes:
-        column: "image" or "text".
-        dimension: width d of its rows.
-        embedded: samples of the parts concerned that have an embedding now.
-        samples: samples of the parts concerned.
-    """
-
-    column: str
-    dimension: int
-    embedded: int
-    samples: int
+    column: str  # "image" or "text"
+    dimension: int  # width d of its rows
+    embedded: int  # samples of the parts concerned that have an embedding now
+    samples: int  # samples of the parts concerned
 
 
 def import_embeddings(

@@ -27,19 +27,12 @@ from tailwise.text import command_line
 
 @dataclass(frozen=True)
 class FactorMixture:
-    """The mixture that open_clip's factors stand for.
+    """The mixture that open_clip's factors stand for."""
 
-    Attributes:
-        of: the plan that the factors change.
-        name: name of the mixture's plan.
-        request: of the mixture's plan.
-        factors: factor of each source.
-    """
-
-    of: Plan
-    name: str
-    request: PlanRequest
-    factors: Mapping[str, float]
+    of: Plan  # the plan that the factors change
+    name: str  # name of the mixture's plan
+    request: PlanRequest  # of the mixture's plan
+    factors: Mapping[str, float]  # factor of each source
 
     @property
     def finished(self) -> bool:

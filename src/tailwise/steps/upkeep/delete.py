@@ -34,15 +34,10 @@ _LOGS = {  # of what was left out: their names, by folder
 
 @dataclass(frozen=True)
 class Deleted:
-    """An artifact or an embedding column that was deleted, or would be.
+    """An artifact or an embedding column that was deleted, or would be."""
 
-    Attributes:
-        name: its folder in the catalog, such as plans/epochs.
-        size_bytes: of all its files.
-    """
-
-    name: str
-    size_bytes: int
+    name: str  # its folder in the catalog, such as plans/epochs
+    size_bytes: int  # of all its files
 
 
 @dataclass

@@ -34,35 +34,20 @@ TABLES = (".parquet", ".csv", ".tsv", ".jsonl")
 
 @dataclass(frozen=True)
 class RemovalReport:
-    """Result of a removal.
+    """Result of a removal."""
 
-    Attributes:
-        number: of the removal; None where nothing was written.
-        reason: as given.
-        names: keys, uids, urls and hashes that the file gives.
-        repeated: of these, lines that an earlier line repeats.
-        known: of these, named by an earlier removal.
-        removed: samples that are removed by it.
-        removed_before: samples it names that had been removed.
-        several: names that several samples have; all of those samples are removed.
-        of_several: how many samples these are.
-        ambiguous: lines that are the key of one sample and the uid of another; taken as keys.
-        unknown: names that no sample has. They are remembered: a sample imported later is removed at once.
-        removed_in_all: samples of the newest snapshot that are removed, by all removals.
-    """
-
-    number: int | None
-    reason: str
-    names: int
-    repeated: int
-    known: int
-    removed: int
-    removed_before: int
-    several: int
-    of_several: int
-    ambiguous: list[str]
-    unknown: list[str]
-    removed_in_all: int
+    number: int | None  # of the removal; None where nothing was written
+    reason: str  # as given
+    names: int  # keys, uids, urls and hashes that the file gives
+    repeated: int  # of these, lines that an earlier line repeats
+    known: int  # of these, named by an earlier removal
+    removed: int  # samples that are removed by it
+    removed_before: int  # samples it names that had been removed
+    several: int  # names that several samples have; all of those samples are removed
+    of_several: int  # how many samples these are
+    ambiguous: list[str]  # lines that are the key of one sample and the uid of another; taken as keys
+    unknown: list[str]  # names that no sample has. They are remembered: a sample imported later is removed at once.
+    removed_in_all: int  # samples of the newest snapshot that are removed, by all removals
 
     def as_json(self) -> dict[str, Any]:
         """All figures as JSON values."""
