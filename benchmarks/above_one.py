@@ -11,10 +11,9 @@ from common import print_header
 
 from tailwise.catalog import Catalog
 from tailwise.catalog.clusterings import Clustering
-from tailwise.plan.methods import METHODS
+from tailwise.plan.methods import METHODS, Clusters
 from tailwise.plan.quotas import UNITS
 from tailwise.plan.stream import Stream
-from tailwise.plan.weights import Clusters
 from tailwise.steps.planning.weighted import quotas_of
 
 ROWS, CLUSTERS, KEEP, ALPHA, EPOCHS = 10_000_000, 50_000, 0.5, 0.2, 6

@@ -16,7 +16,7 @@ def test_a_changed_line_is_found_and_nothing_else_differs(tmp_path):
     shutil.copytree(
         SOURCE / "tailwise", other / "tailwise"
     )  # with compiled kernels, which know their sources by the times that this keeps
-    changed = other / "tailwise" / "export" / "by_key.py"
+    changed = other / "tailwise" / "export" / "files.py"
     before = changed.read_text()
     after = before.replace("epoch.rates(part.span)", "epoch.plan.rate(part.span, epoch.number)")
     assert after != before  # removed samples are no longer given a rate of 0

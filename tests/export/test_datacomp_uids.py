@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tailwise.errors import UserError
-from tailwise.export import datacomp, export, export_figures
+from tailwise.export import export, export_figures, files
 from tailwise.requests import PlanRequest
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.planning.plan import make_plan
@@ -80,7 +80,7 @@ def test_uids_come_sorted_whatever_the_buckets(pool, tmp_path, monkeypatch, rows
     numbers = [int(number) << 64 | at for at, number in enumerate(random.integers(0, 1 << 64, 40, np.uint64))]
     rates = random.integers(0, 4, 40).tolist()
     plan = plan_of(pool(numbers[:25], numbers[25:]), rates)
-    monkeypatch.setattr(datacomp, "BUCKET_ROWS", rows)
+    monkeypatch.setattr(files, "BUCKET_ROWS", rows)
     assert export(plan, "datacomp", tmp_path / "s.npy") == sum(rates)
     drawn = sorted(number for number, rate in zip(numbers, rates, strict=True) for _ in range(rate))
     expected = np.array([(number >> 64, number & (1 << 64) - 1) for number in drawn], "u8,u8")

@@ -10,8 +10,8 @@ from tailwise.catalog.files import file_stamp
 from tailwise.cli import app
 from tailwise.context import Context
 from tailwise.errors import ConflictError, UserError
-from tailwise.export import EXPORTS, datacomp, export
-from tailwise.export.datacomp import write_datacomp
+from tailwise.export import EXPORTS, export, files
+from tailwise.export.files import write_datacomp
 from tailwise.requests import ClusterRequest, PlanRequest
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.importing.pool import import_pool
@@ -28,7 +28,7 @@ def repeating(small_catalog):
 def write_hashed(plan, epoch, path):
     """As the export to datacomp, of uids that are hashes of ours too: the file's bytes, without that check; the number of copies."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datacomp, "_given_uids", lambda epoch, part: epoch.part(part, ["uid"]))
+        patch.setattr(files, "_given_uids", lambda epoch, part: epoch.part(part, ["uid"]))
         return write_datacomp(plan, epoch, path, Context())
 
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from tailwise.catalog import Catalog
 from tailwise.context import Context
-from tailwise.export import datacomp, export
-from tailwise.export.datacomp import write_datacomp
+from tailwise.export import export, files
+from tailwise.export.files import write_datacomp
 from tailwise.requests import ClusterRequest, ExportRequest, PlanRequest
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.importing.pool import import_pool
@@ -201,8 +201,8 @@ def test_datacomp_subset_as_datacomps_resharder_read_it(repeating, tmp_path, mon
     the file that this test exports, and POOL an export to shards of all 600 samples. It wrote 480 samples as UID-0, UID-1, …
     """
     # The uids of this pool are hashes, which only its export to shards holds.
-    monkeypatch.setattr(datacomp, "_given_uids", lambda epoch, part: epoch.part(part, ["uid"]))
-    monkeypatch.setattr(datacomp, "BUCKET_ROWS", 40)
+    monkeypatch.setattr(files, "_given_uids", lambda epoch, part: epoch.part(part, ["uid"]))
+    monkeypatch.setattr(files, "BUCKET_ROWS", 40)
     write_datacomp(repeating, 2, tmp_path / "subset.npy", Context())
     golden = json.loads(GOLDEN.read_text())
     assert hashlib.sha256((tmp_path / "subset.npy").read_bytes()).hexdigest() == golden["file_sha256"]

@@ -15,6 +15,7 @@ from tailwise.kernels.grid import unit_rows_on_grid
 from tailwise.plan.methods import (
     METHODS,
     PICKS,
+    Clusters,
     Method,
     find_method,
     load_methods,
@@ -23,7 +24,6 @@ from tailwise.plan.methods import (
     weigh,
 )
 from tailwise.plan.quotas import UNITS
-from tailwise.plan.weights import Clusters
 from tailwise.steps.planning.weighted import quotas_of
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=40)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailwise.errors import UserError
-from tailwise.plan.weights import Clusters, by_density, complexity, flat, power, proportional
+from tailwise.plan.methods import Clusters, by_density, complexity, flat, power, proportional
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=100)
 

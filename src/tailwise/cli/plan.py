@@ -249,8 +249,8 @@ def prepare(
       tailwise prepare my-catalog epochs --epochs 30
       tailwise prepare my-catalog epochs --first 30 --epochs 10 --executor ray
     """
+    from tailwise.loader.pool import require_bytes
     from tailwise.loader.sections import prepare_epochs
-    from tailwise.loader.shards import require_bytes
     from tailwise.shards.locations import ensure_locations
 
     opened, context = open_plan(catalog, name), with_progress()

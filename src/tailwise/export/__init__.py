@@ -12,16 +12,23 @@ from tailwise.catalog.outputs import is_array, is_table, is_text, writing_output
 from tailwise.catalog.removals import Removals
 from tailwise.context import Context
 from tailwise.errors import UserError
-from tailwise.export.by_key import rates_above_one, write_keys, write_rates_json
-from tailwise.export.datacomp import UID, check_uids, write_datacomp
 from tailwise.export.drawn import RemovedMeanwhileError, nothing_removed_since
 from tailwise.export.embedding_atlas import SCHEMA as ATLAS_SCHEMA
 from tailwise.export.embedding_atlas import write_embedding_atlas
-from tailwise.export.parquet import SCHEMA, write_parquet
+from tailwise.export.files import (
+    SCHEMA,
+    UID,
+    URL_SCHEMA,
+    check_uids,
+    rates_above_one,
+    write_datacomp,
+    write_keys,
+    write_parquet,
+    write_rates_json,
+    write_urls,
+)
 from tailwise.export.plan_bundle import write_plan_bundle
 from tailwise.export.shards import write_shards
-from tailwise.export.urls import SCHEMA as URL_SCHEMA
-from tailwise.export.urls import write_urls
 from tailwise.plan.plan import Plan
 from tailwise.requests import ExportRequest
 from tailwise.text import did_you_mean

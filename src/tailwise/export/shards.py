@@ -27,7 +27,7 @@ from tailwise.export.drawn import RemovedMeanwhileError, nothing_removed_since
 from tailwise.export.shard_writer import CACHE_BYTES, SCRATCH, SUCCESS, ShardWriter, shard_count
 from tailwise.export.shuffled import Epoch, survey, write_runs
 from tailwise.loader.captions import CaptionMix
-from tailwise.loader.shards import require_bytes
+from tailwise.loader.pool import require_bytes
 from tailwise.plan.plan import Plan
 from tailwise.requests import ExportRequest, caption_weights
 from tailwise.shards.verify import check_shards

@@ -16,10 +16,8 @@ from tailwise.errors import UserError
 from tailwise.loader.captions import CaptionMix
 from tailwise.loader.dataset import BatchDataset, Decode, Tokenizer, Transform
 from tailwise.loader.order import LEAST_SPAN_WINDOWS, Order, OrderOptions
-from tailwise.loader.pool import open_pool
-from tailwise.loader.ranks import Group, find_ranks
+from tailwise.loader.pool import DEFAULT_CACHE_BYTES, Group, find_ranks, open_pool
 from tailwise.loader.sections import Samples
-from tailwise.loader.shards import DEFAULT_CACHE_BYTES
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.requests import caption_weights
 from tailwise.shards.decode import decode_rgb

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from tailwise.catalog.catalog import Catalog, Snapshot
-from tailwise.loader.shards import DEFAULT_CACHE_BYTES, own_cache_folder
+from tailwise.loader.pool import DEFAULT_CACHE_BYTES, own_cache_folder
 from tailwise.shards.containers import containers_of
 from tailwise.shards.decode import ImageError, decode_rgb
 from tailwise.shards.fingerprint import comparable_shards

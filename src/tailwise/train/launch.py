@@ -20,7 +20,7 @@ from tailwise import __version__
 from tailwise.context import Context
 from tailwise.errors import ConflictError
 from tailwise.loader.loader import Loader
-from tailwise.loader.shards import require_bytes
+from tailwise.loader.pool import require_bytes
 from tailwise.plan.plan import Plan
 from tailwise.recipes import Recipe
 from tailwise.requests import TrainRequest, bytes_of

@@ -385,7 +385,7 @@ def test_kept_slots_change_no_draw(clustered):
 
 @pytest.mark.parametrize(("sizes", "repeats"), [([67_372_040, 10, 3], 255), ([400_000_000], 22), ([8 * 10**9, 1], 255)])
 def test_caps_beyond_64_bits_are_none(sizes, repeats):
-    from tailwise.plan.weights import Clusters
+    from tailwise.plan.methods import Clusters
 
     sizes = np.array(sizes)
     clusters = Clusters(sizes, np.zeros(len(sizes)), np.zeros(len(sizes)))

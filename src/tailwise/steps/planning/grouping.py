@@ -21,9 +21,8 @@ from tailwise.execution.base import KERNEL, Fill, WithWorker, Worker
 from tailwise.kernels.centroids import neighbour_distance
 from tailwise.kernels.grid import SIMILARITY_UNIT, to_similarity_units
 from tailwise.kernels.keyed import MAX_PERMUTED
-from tailwise.plan.methods import PICKS
+from tailwise.plan.methods import PICKS, Clusters
 from tailwise.plan.quotas import UNITS
-from tailwise.plan.weights import Clusters
 from tailwise.requests import ScoreRequest
 from tailwise.steps.planning.unused_lists import LeftOut, count_left_out
 from tailwise.steps.ranks import write_appearance_ranks, write_value_ranks

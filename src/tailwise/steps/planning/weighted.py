@@ -18,10 +18,9 @@ from tailwise.catalog.columns import PlainColumn
 from tailwise.catalog.files import write_array, write_table
 from tailwise.context import Context
 from tailwise.errors import UserError
-from tailwise.plan.methods import MIXTURE, PICKS, Method, find_method, method_options, weigh
+from tailwise.plan.methods import MIXTURE, PICKS, Clusters, Method, find_method, method_options, weigh
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.plan.quotas import MAX_BUDGET, UNIT_BITS, fill_by_scale, fill_by_shift, round_to_sum, samples_of_share
-from tailwise.plan.weights import Clusters
 from tailwise.requests import PlanRequest, ScoreRequest, refuse_given
 from tailwise.steps.planning.grouping import Grouping
 from tailwise.steps.scoring.scores import score_config
