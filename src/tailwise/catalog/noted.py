@@ -54,7 +54,7 @@ def _folded(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def hex_bytes(texts: pa.Array, digits: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """Return the bytes of the m texts that are so many hexadecimal digits, uint8 [m, digits / 2]; and a mask of them, bool [n]."""
+    """Return the bytes of the m texts of `digits` hexadecimal digits, uint8 [m, digits / 2]; and a mask of them, bool [n]."""
     good = pc.match_substring_regex(texts, f"^[0-9a-fA-F]{{{digits}}}$").fill_null(False)
     joined = "".join(texts.filter(good).to_pylist())
     return np.frombuffer(bytes.fromhex(joined), np.uint8).reshape(-1, digits // 2), good.to_numpy(zero_copy_only=False)

@@ -172,7 +172,7 @@ class _Work:
     sums: list[_Batch] = field(default_factory=list)  # of a reduce
 
     def add(self, batches: Iterable[_Batch]) -> None:
-        """Let batches wait, anew if their actor or result is lost."""
+        """Let batches wait, again if their actor or result is lost."""
         for batch in batches:
             batch.outcome, batch.packed = "", None
             self.waiting.append(batch)

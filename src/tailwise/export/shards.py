@@ -41,8 +41,8 @@ SIZES = "sizes.json"
 SOURCES = "source_shards.jsonl"
 _OUTPUT = re.compile(r"(\d{8})(?:\.tar|\.parquet|_stats\.json)")
 MAX_SHARDS = 10**8  # names of 8 digits
-LEAST_ITEMS = 4  # for each worker, if there are so many shards
-# A worker looks through all runs once for so many copies, and holds what is known of each: about 300 bytes.
+LEAST_ITEMS = 4  # for each worker, where there are enough shards
+# A worker looks through all runs once for this number of copies, and holds what is known of each: about 300 bytes.
 GROUP_COPIES = 1 << 18
 
 

@@ -230,15 +230,10 @@ class TargetGram:
             for rows, columns, times in _triangle(0, len(matrix))
         ]
 
-    def norms(self, image: Half, threads: int | None = None) -> Wide:
+    def norms(self, image: Half) -> Wide:
         """Return NormSim₂: ‖X x_i‖₂, the root of the sum of squared cosines to all rows of X (Wang et al. 2024, section 3.2).
 
-        Args:
-            image: float16 [n, d], unit norm.
-            threads: None for torch's number. The result doesn't depend on it.
-
-        Returns:
-            float64 [n], NaN for rows of zeros.
+        `image`: float16 [n, d], unit norm. The norms are float64 [n], NaN for rows of zeros.
         """
         import torch  # noqa: PLC0415  (seconds, which other scores do without)
 
@@ -264,7 +259,7 @@ class TargetGram:
             shape = (_NORM_ROWS, image.shape[1])
             return torch.empty(shape, dtype=torch.float64), torch.empty(_NORM_ROWS * widest, dtype=torch.float64)
 
-        run_tiles(work, range(0, len(image), _NORM_ROWS), threads or torch.get_num_threads(), memory)
+        run_tiles(work, range(0, len(image), _NORM_ROWS), torch.get_num_threads(), memory)
         return norms
 
 
@@ -293,13 +288,12 @@ def _add_products(x: Wide, products: Wide, sums: Wide) -> None:
             sums[row, column - whole] += (products[row, column] + products[row, columns + column]) * x[row, column]
 
 
-def greatest_cosines(image: Half, targets: Iterable[Half], threads: int | None = None) -> Wide:
+def greatest_cosines(image: Half, targets: Iterable[Half]) -> Wide:
     """NormSim∞: ‖X x_i‖_∞, the greatest magnitude of a cosine to any row of a target set X (Wang et al. 2024, section 3.2).
 
     Args:
         image: float16 [n, d], unit norm.
         targets: pieces of X, float16 [t, d], unit norm.
-        threads: None for torch's number. The result doesn't depend on it.
 
     Returns:
         float64 [n], NaN for rows of zeros. Takes the memory of `image` and of one piece in float64, and 4,096 · t bytes a thread.
@@ -321,7 +315,7 @@ def greatest_cosines(image: Half, targets: Iterable[Half], threads: int | None =
         def memory(columns: int = len(piece)) -> torch.Tensor:
             return torch.empty((_NORM_ROWS, columns), dtype=torch.float64)
 
-        run_tiles(work, range(0, len(x), _NORM_ROWS), threads or torch.get_num_threads(), memory)
+        run_tiles(work, range(0, len(x), _NORM_ROWS), torch.get_num_threads(), memory)
     with np.errstate(invalid="ignore"):
         cosine: Wide = greatest / _norms(x)
     return cosine

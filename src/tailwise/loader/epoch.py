@@ -34,7 +34,7 @@ class EpochDataset(Dataset[dict[str, Any]]):
 
     Args:
         plan: a plan.
-        batch_size: samples of all ranks in a step: so many consecutive ones hold no row twice, if the epoch has eight such steps.
+        batch_size: samples of all ranks in a step: this number of consecutive ones holds no row twice, if the epoch has eight such steps.
         epoch: the plan's epoch to begin with.
         decode: see `Loader`, as for the arguments that follow; tokenizer is given one caption at a time where samples are.
         transform: see `Loader`.

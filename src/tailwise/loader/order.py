@@ -150,7 +150,7 @@ class Order:
 
     @property
     def picks(self) -> bool:
-        """Whether batches are picked from super-batches, the rest of which no batch holds."""
+        """True if batches are picked from super-batches, the rest of which no batch holds."""
         return self.options.composition in PICKS
 
     @property

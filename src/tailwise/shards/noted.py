@@ -1,4 +1,4 @@
-"""What the sources of a catalog note of its samples: url, sha256 and md5, of tables or of JSON in tars; and the hashes that it keeps."""
+"""Notes of the sources of a catalog about its samples: url, sha256 and md5, of tables or of JSON in tars; and the hashes that it keeps."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Of Parquet files with images, row groups are decoded, and the ranges that are wanted lie in the cache on disk. A row group is decoded once
 for all ranges of it that are announced together, such as those of a block of the loader; other processes find them in the cache. A range
-that nobody announced brings its whole row group.
+that was not announced brings its whole row group.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class Patience:
     attempts: int = 8  # requests that may fail one after the other
     seconds: float = 45.0  # from the first failure
     backoff_seconds: float = 0.25  # before the first retry, doubled each time
-    full_for: int = 3  # after so many files of a server were given up, others get `short_attempts`
+    full_for: int = 3  # after this number of files of a server was given up, others get `short_attempts`
     short_attempts: int = 2
     connect_seconds: float = 10.0  # of a request, until there is a connection
     silence_seconds: float = 20.0  # of a request, without a byte

@@ -180,7 +180,7 @@ def check_count(groups: int, column: str) -> None:
 def sources_of(paths: Sequence[str]) -> list[str]:
     """Return the source of each shard: the first folder of its path below the folders that all paths share.
 
-    A shard that lies in the shared folder itself has the name of this folder. So /data/laion/0.tar and /data/cc12m/a/0.tar have the
+    A shard in the shared folder itself has the name of this folder. So /data/laion/0.tar and /data/cc12m/a/0.tar have the
     sources laion and cc12m.
     """
     folders = [path.split("/")[:-1] for path in paths]

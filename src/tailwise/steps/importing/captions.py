@@ -297,7 +297,7 @@ def text_sizes(join: Join, item: PartFiles) -> npt.NDArray[np.int64]:
 
 
 def joined_texts(join: Join, item: PartFiles) -> Iterator[list[memoryview]]:
-    """Yield the texts of a part, UTF-8, in the order of its rows, without rows that have none: so many rows at a time."""
+    """Yield the texts of a part, UTF-8, in the order of its rows, without rows that have none: some rows at a time."""
     part, files = item
     sources = {number: _text_of(join.plan.unpacked(number)) for number in files}
     maps = {number: np.memmap(path, np.uint8, "r") for number, path in sources.items() if path.stat().st_size}
@@ -321,7 +321,7 @@ def _write(artifact: Artifact, join: Join, item: PartFiles) -> None:
 
 @contextmanager
 def _writing_text(artifact: Artifact, part: Part, size_bytes: int) -> Iterator[HashedStream]:
-    """Yield a stream to the text of a part, of so many bytes."""
+    """Yield a stream to the text of a part, of `size_bytes`."""
     with writing(caption_columns(artifact)[1].path(part)) as stream:
         header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False}
         np.lib.format.write_array_header_1_0(stream, {**header, "shape": (size_bytes,)})

@@ -65,7 +65,7 @@ class _Item:
 
     @property
     def record(self) -> Path:
-        """Its record when it is finished; of a column, when it was begun."""
+        """Its record when it is finished; of a column, when it was started."""
         return self.folder / (layout.COLUMN if self.is_column else layout.MANIFEST)
 
     @property
