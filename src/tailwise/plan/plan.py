@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tailwise.catalog.catalog import Catalog, Part
 from tailwise.catalog.columns import PlainColumn, RowColumn, Rows
 from tailwise.catalog.files import map_array, map_cache, note_digest, read_table, write_array
 from tailwise.errors import DamagedError, UserError
-from tailwise.execution.base import KERNEL, Executor, Task, Worker
+from tailwise.execution.base import KERNEL, Executor, WithWorker, Worker
 from tailwise.execution.local import LocalExecutor
 from tailwise.kernels.ranks import rank_dtype
 from tailwise.notebook import BLUE, GREY, areas, shown
@@ -287,7 +287,8 @@ class Plan(FinishedArtifact):
         first = kept.path(parts[0])
         with locked(layout.lock(first.parent), str(first)):
             # The first file, whose name is the epoch's, comes last.
-            for _ in (executor or LocalExecutor()).map(_WriteSlots(self, epoch), reversed(missing), KERNEL):
+            task = WithWorker(partial(_write_slots, self, epoch))
+            for _ in (executor or LocalExecutor()).map(task, reversed(missing), KERNEL):
                 pass
         for other in [other for other in self._epochs_with_slots() if other <= epoch][:-2]:
             # Others may still read the epoch before; another training may need later ones.
@@ -379,18 +380,12 @@ class Plan(FinishedArtifact):
         return self.quotas_at(epoch) / UNITS / np.maximum(self.sizes, 1)
 
 
-@dataclass(frozen=True, eq=False)
-class _WriteSlots(Task[Part, None]):
+def _write_slots(plan: Plan, epoch: int, part: Part, worker: Worker) -> None:
     """Write the slots of the rows of a part before an epoch."""
-
-    plan: Plan
-    epoch: int
-
-    def run(self, item: Part, worker: Worker) -> None:
-        plan = worker.cached((self.plan.folder, self.plan.id), lambda: self.plan)
-        path = _slot_column(plan.folder, self.epoch).path(item)
-        write_array(path, plan.slots(self.epoch, item.span), unique=True)
-        note_digest(path)
+    plan = worker.cached((plan.folder, plan.id), lambda: plan)
+    path = _slot_column(plan.folder, epoch).path(part)
+    write_array(path, plan.slots(epoch, part.span), unique=True)
+    note_digest(path)
 
 
 def _slot_column(plan: Path, epoch: int) -> PlainColumn:

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from tailwise.catalog.drops import Survivors
 from tailwise.catalog.files import create_array, map_array, write_array
 from tailwise.context import Context
 from tailwise.errors import DamagedError
-from tailwise.execution.base import KERNEL, Task, Worker
+from tailwise.execution.base import KERNEL, Task, WithWorker, Worker
 from tailwise.kernels.assign import MISSING, Assigner
 from tailwise.kernels.density import NeighbourCounter, similarity_steps
 from tailwise.kernels.grid import row_chunks, to_similarity_units
@@ -201,19 +202,9 @@ class TrainingRows:
         with ThreadPoolExecutor() as pool:  # opening hashes a file
             return list(pool.map(map_array, self.paths))
 
-
-@dataclass(frozen=True)
-class _Seed(Task[int, npt.NDArray[np.float32]]):
-    """Find the first centroids. Item: their number."""
-
-    training: TrainingRows
-    seed: int
-    device: str
-    carry_bytes: int
-
-    def run(self, item: int, worker: Worker) -> npt.NDArray[np.float32]:
-        blocks = self.training.blocks(worker)
-        return seeds(blocks, item, seed=self.seed, device=self.device, carry_bytes=self.carry_bytes)
+    def seeds(self, seed: int, device: str, carry_bytes: int, count: int, worker: Worker) -> npt.NDArray[np.float32]:
+        """Return the first centroids, float32 [count, d]."""
+        return seeds(self.blocks(worker), count, seed=seed, device=device, carry_bytes=carry_bytes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,14 +252,15 @@ def fit(
     made_by = f"{faster_precision()} products" if device == "cpu" else device
     progress = iter(context.progress(range(request.iterations), f"k-means, {made_by}", request.iterations))
 
-    def partial(centroids: npt.NDArray[np.float32]) -> Partial:
+    def summed(centroids: npt.NDArray[np.float32]) -> Partial:
         next(progress, None)
         task = _Sum(training, centroids, device, carry_bytes // count)
         return context.executor.reduce(task, spans, operator.add, KERNEL)
 
-    (first,) = context.executor.map(_Seed(training, request.seed, device, carry_bytes), [k], KERNEL)
+    seeding = WithWorker(partial(training.seeds, request.seed, device, carry_bytes))
+    (first,) = context.executor.map(seeding, [k], KERNEL)
     try:
-        return iterate(first, partial, request.iterations)
+        return iterate(first, summed, request.iterations)
     finally:
         for _ in progress:  # ends the bar
             pass

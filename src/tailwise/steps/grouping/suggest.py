@@ -19,7 +19,7 @@ from tailwise.catalog.drops import Survivors
 from tailwise.catalog.outputs import is_text, writing_output
 from tailwise.context import Context
 from tailwise.errors import UserError
-from tailwise.execution.base import Needs, Task, WithWorker, Worker
+from tailwise.execution.base import Needs, WithWorker, Worker
 from tailwise.kernels.matching import EntryMatcher, number_forms
 from tailwise.kernels.phrases import shrunk, terms
 from tailwise.requests import GroupRequest
@@ -107,7 +107,7 @@ def _suggest(catalog: Catalog, request: GroupRequest, context: Context, most: in
         )
     if request.plurals:
         spelled = number_spellings([[term] for term in kept], plurals=True)
-        task = _CountEntries(captions, tuple(spelled), tuple(spelled.values()))
+        task = WithWorker(partial(captions.count_entries, tuple(spelled), tuple(spelled.values())))
         matched = sum(context.map(task, parts, "captions of entries", needs), np.zeros(len(kept), np.int64))
         counts = Counter(dict(zip(kept, matched.tolist(), strict=True)))
     return Suggestion(read, least, [SuggestedEntry(term, counts[term], ends[term]) for term in kept])
@@ -149,18 +149,12 @@ class _Captions:
             at_end[_ALL] += len(ends)
         return counts, at_end
 
-
-@dataclass(frozen=True)
-class _CountEntries(Task[Part, npt.NDArray[np.int64]]):
-    """Count the captions of each entry, with all of its spellings: int64 [K]."""
-
-    captions: _Captions
-    spellings: tuple[str, ...]
-    entries: tuple[int, ...]
-
-    def run(self, item: Part, worker: Worker) -> npt.NDArray[np.int64]:
-        matcher = worker.cached(self, lambda: EntryMatcher(self.spellings, self.entries))
-        counts = np.zeros(max(self.entries) + 1, np.int64)
-        for chunk in self.captions.chunks(item, worker):
+    def count_entries(
+        self, spellings: tuple[str, ...], entries: tuple[int, ...], part: Part, worker: Worker
+    ) -> npt.NDArray[np.int64]:
+        """Count the captions of each entry, with all of its spellings: int64 [K]."""
+        matcher = worker.cached((self, spellings), lambda: EntryMatcher(spellings, entries))
+        counts = np.zeros(max(entries) + 1, np.int64)
+        for chunk in self.chunks(part, worker):
             counts += np.bincount(matcher(chunk)[1], minlength=len(counts))
         return counts
