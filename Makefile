@@ -30,7 +30,7 @@ test: $(READY)
 soak: $(READY)
 	rm -f soak.jsonl
 	TAILWISE_SOAK=1 TAILWISE_SOAK_LOG=$(CURDIR)/soak.jsonl $(BIN)/pytest tests/soak tests/execution/test_ray.py tests/end_to_end/test_clients.py -n auto --dist worksteal
-	$(BIN)/python tests/soak/extras.py soak.jsonl
+	$(BIN)/python tests/soak/figures.py soak.jsonl
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

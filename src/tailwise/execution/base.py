@@ -67,7 +67,7 @@ class Worker:
 class Task(Generic[Item, Result]):
     """Work on one item. Subclasses are frozen dataclasses that can be pickled."""
 
-    in_each_part: ClassVar[bool] = False  # True for work that each part of a run does for itself (see parts.py)
+    in_each_part: ClassVar[bool] = False  # True for work that each part of a run does for itself (see executors.py)
 
     def files(self, item: Item) -> Sequence[Path]:  # noqa: ARG002
         """Return the files that `run` writes, each atomically. An item is skipped if all of them exist."""
