@@ -12,7 +12,7 @@ from tailwise.errors import UserError
 from tailwise.plan.methods import METHODS
 from tailwise.plan.plan import Plan
 from tailwise.requests import ClusterRequest, PlanRequest, refuse_given, refuse_idle
-from tailwise.steps.grouping.sources import SOURCE
+from tailwise.steps.grouping.write import SOURCE
 from tailwise.steps.planning.apart import make_between_plan, make_within_plan
 from tailwise.steps.planning.balance import make_balanced_plan
 from tailwise.steps.planning.bundle import make_bundle_plan
