@@ -21,8 +21,7 @@ from tailwise.errors import NotFoundError, UserError
 from tailwise.pipeline.costs import SECONDS, Pool, duration
 from tailwise.pipeline.steps import TRAINER, Command, Option, Step
 from tailwise.recipes import Phase, load_recipe
-from tailwise.recipes.recipe import with_folder
-from tailwise.recipes.recipe import Values, read_as
+from tailwise.recipes.recipe import Values, read_as, with_folder
 from tailwise.requests import as_given
 from tailwise.steps.planning.plan import check_method, default_clustering
 from tailwise.text import did_you_mean, option_words
