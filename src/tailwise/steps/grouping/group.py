@@ -22,7 +22,16 @@ from tailwise.execution.base import KERNEL, Apply
 from tailwise.requests import GroupRequest, refuse_given
 from tailwise.shards.columns import unwrapped
 from tailwise.steps.grouping.entries import group_by_concept, group_by_entry
-from tailwise.steps.grouping.write import NO_GROUP, SOURCE, Groups, Pool, check_count, config_of, group_by_source, make_grouping
+from tailwise.steps.grouping.write import (
+    NO_GROUP,
+    SOURCE,
+    Groups,
+    Pool,
+    check_count,
+    config_of,
+    group_by_source,
+    make_grouping,
+)
 from tailwise.steps.importing.join import Columns, join_values, read_columns
 
 PLACES = tuple(f"{member}_{what}" for member in ("image", "caption", "json") for what in ("offset", "bytes"))
