@@ -257,7 +257,7 @@ def _mixed(plan: Plan, train_data: str | None, factors: str, report: Callable[[s
         )
         return plan
     if not mixture.finished and ranks > 1:
-        group = command_line("group", plan.catalog.folder, by="source")
+        group = command_line("group", plan.catalog.folder, by="source", name=mixture.request.clustering)
         raise UserError(
             f"plan {mixture.name!r} isn't there: make it before several ranks start, with {group} and {mixture.command}"
         )

@@ -116,11 +116,18 @@ def _print_plan(made: Plan, budget: float, left_out: LeftOut) -> None:
 
 def _print_notes(made: Plan, opened: Catalog, folder: Path) -> None:
     from tailwise.catalog import layout
+    from tailwise.catalog.clusterings import Clustering
 
     newest = opened.snapshot()
     if newest.number > made.snapshot.number:
-        assigning = command_line("cluster", folder, extends=made.clustering, name="…")
-        remedy = f" (assign them to its clusters: {assigning})" if made.clustering else ""
+        clustering = Clustering.find(opened, made.clustering)
+        remedy = ""
+        if clustering is not None and clustering.has_centroids:
+            remedy = (
+                f" (assign them to its clusters: {command_line('cluster', folder, extends=made.clustering, name='…')})"
+            )
+        elif clustering is not None:
+            remedy = f" (make the groups of {made.clustering!r} again under another name, with `tailwise group`)"
         absent = f"{newest.rows - made.rows:,} newer samples are not included"
         say(f"note: the plan uses snapshot {made.snapshot.number}; {absent}{remedy}")
     summary = made.manifest["summary"]

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from tailwise.catalog import Catalog
 from tailwise.catalog.drops import DropList
+from tailwise.catalog.files import read_record, write_record
 from tailwise.catalog.noted import HASH_COLUMNS, noted_hash, noted_hashes
 from tailwise.cli import app
 from tailwise.errors import UserError
@@ -353,6 +354,18 @@ def test_an_import_without_hashes_is_named_as_the_reason(tmp_path, make_pool):
         filter_samples(made, FilterRequest(only=tmp_path / "x.txt", match="md5"))
 
 
+def test_scores_of_files_that_an_older_version_made_are_used(catalog, tmp_path):
+    (tmp_path / "s.csv").write_text("\n".join(["key,s", *(f"{row:03d},{row}" for row in range(ROWS))]))
+    request = PlanRequest("top-score", score="s", score_file=tmp_path / "s.csv", keep=0.1)
+    before = make_plan(catalog, "p", request).draw(0)
+    (manifest,) = catalog.folder.glob("scores/*/manifest.json")
+    made = read_record(manifest)
+    write_record(
+        manifest, {**made, "summary": {"keys": ROWS, "keys_without_sample": 0, "samples": ROWS, "scored": ROWS}}
+    )
+    assert (make_plan(catalog, "again", request).draw(0) == before).all()
+
+
 def test_why_shows_no_hash_as_a_score(catalog):
     found = json.loads(CliRunner().invoke(app, ["why", str(catalog.folder), "003", "--json"]).stdout)
     assert found["samples"][0]["key"] == "003" and found["samples"][0]["scores"] == {}
@@ -387,7 +400,6 @@ def test_urls_and_hashes_are_removed_now_and_in_later_imports(catalog, source, t
 
 def test_a_catalog_of_an_older_version_says_that_it_kept_no_urls(catalog, tmp_path):
     from tailwise.catalog import layout
-    from tailwise.catalog.files import read_record, write_record
 
     for part in catalog.parts():
         marker = layout.marker(catalog.samples_path(part.number))

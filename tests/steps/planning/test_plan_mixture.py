@@ -259,6 +259,24 @@ def test_open_clips_factors_are_a_mixture(sourced, tmp_path):
     assert more.make().draw(0)[:10].sum() == pytest.approx(17, abs=1)
 
 
+def test_factors_after_another_import_get_a_grouping_of_their_snapshot(
+    sourced, tmp_path, make_tar, make_image, run_tailwise
+):
+    group(sourced, GroupRequest("source"))
+    make_tar(tmp_path / "data" / "yfcc" / "0.tar", [("y.jpg", make_image(99)), ("y.txt", b"a caption")])
+    old = make_plan(sourced, "old", PlanRequest("mixture", shares="laion=1", budget=5))
+    import_pool([str(tmp_path / "data" / "yfcc")], sourced.folder, workers=1)
+    told = run_tailwise(
+        "plan", sourced.folder, "again", "--method", "mixture", "--shares", "laion=1", "--budget", "5"
+    ).stdout
+    assert "1 newer samples are not included (make the groups of 'source' again under another name" in told
+    data = f"{tmp_path}/data/laion/{{0..1}}.tar::{tmp_path}/data/cc12m/0.tar"
+    mixture = mixture_of_factors(make_plan(sourced, "epochs", PlanRequest("random", keep=0.5)), data, "1::3")
+    assert "--clustering source-3" in mixture.command
+    plan = mixture.make()
+    assert plan.draw(0)[:10].sum() == 10 and plan.draw(0)[-1] == 0 and plan.snapshot.number > old.snapshot.number
+
+
 @pytest.mark.parametrize(
     ("data", "factors", "message"),
     [

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.catalog.noted import HEX_DIGITS, NOTED
-from tailwise.errors import NotFoundError, UserError
+from tailwise.errors import NotFoundError, UserError, check_share
 from tailwise.execution.keys import HASH
 from tailwise.progress import Track, silent
 from tailwise.shards.columns import DAMAGE, numbers, texts, uid_texts
@@ -273,11 +273,15 @@ def no_match(catalog: Catalog, snapshot: Snapshot, listed: SampleList, kind: str
 
 
 def check_matched(strict: float | None, found: Mapping[str, Any], source: str) -> None:
-    """Refuse a smaller share of the names of a source than `strict` that belong to samples, by "names" and "names_matched" of figures."""
-    if strict is not None and not 0 <= strict <= 1:
-        raise UserError(f"`strict` {strict}: must lie between 0 and 1")
-    share = found["names_matched"] / max(found["names"], 1)
-    if strict is not None and share < strict:
+    """Refuse a smaller share of the names of a source than `strict` that belong to samples, by "names" and "names_matched" of figures.
+
+    Artifacts of older versions have no such figures, and are taken as they are.
+    """
+    if strict is None:
+        return
+    check_share(strict, "strict")
+    share = found["names_matched"] / max(found["names"], 1) if "names" in found else 1.0
+    if share < strict:
         example = "" if found.get("example") is None else f", such as {found['example']!r},"
         raise UserError(
             f"{found['names'] - found['names_matched']:,} of {found['names']:,} names in {source}{example} belong to no sample: the others "

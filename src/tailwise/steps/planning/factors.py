@@ -11,6 +11,7 @@ import numpy as np
 from braceexpand import braceexpand
 
 from tailwise.catalog.catalog import true_path
+from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.kinds import PLAN
 from tailwise.context import Context
 from tailwise.errors import UserError
@@ -44,12 +45,13 @@ class FactorMixture:
         """The command that makes the plan; `tailwise group CATALOG --by source` comes before."""
         shares: Any = self.request.shares
         options = {"method": "mixture", "of": self.of.name, "max-repeats": self.request.max_repeats}
+        options |= {"clustering": self.request.clustering} if self.request.clustering != SOURCE else {}
         given = ",".join(f"{name}={share:g}" for name, share in shares.items())
         return command_line("plan", self.of.catalog.folder, self.name, **options, shares=given)
 
     def make(self, context: Context | None = None) -> Plan:
         """Make the grouping by source and the plan, or open the finished ones."""
-        group(self.of.catalog, GroupRequest(SOURCE), context)
+        group(self.of.catalog, GroupRequest(SOURCE, name=self.request.clustering), context)
         return make_plan(self.of.catalog, self.name, self.request, context)
 
 
@@ -101,13 +103,19 @@ def mixture_of_factors(plan: Plan, train_data: str | None, factors: str) -> Fact
     request = PlanRequest(
         "mixture",
         of=plan.name,
-        clustering=SOURCE,
+        clustering=_grouping(plan),
         shares=shares,
         max_repeats=max(most_copies(plan), copies[most]),
         seed=int(plan.config["seed"]),
     )
     name = f"{plan.name}-mixture-{'-'.join(f'{number:g}'.replace('+', '') for number in numbers)}"
     return FactorMixture(plan, name, request, dict(zip(order, numbers, strict=True)))
+
+
+def _grouping(plan: Plan) -> str:
+    """Return the name of the grouping by source of a plan's snapshot, made or not: that of another snapshot keeps its name."""
+    found = Clustering.find(plan.catalog, SOURCE)
+    return SOURCE if found is None or found.snapshot.id == plan.snapshot.id else f"{SOURCE}-{plan.snapshot.number}"
 
 
 def _sources(plan: Plan) -> tuple[dict[str, str], dict[str, int], dict[str, int]]:

@@ -88,8 +88,7 @@ def make_rate_plan(catalog: Catalog, name: str, request: PlanRequest, context: C
             write_shard_offsets(catalog, artifact, snapshot)
             artifact.finish({"pool": survivors.pool, **figures})
     made = Plan(catalog, name)
-    if "names" in made.summary:  # plans of older versions lack it
-        check_matched(request.strict, made.summary, str(path))
+    check_matched(request.strict, made.summary, str(path))
     return made
 
 
