@@ -389,6 +389,8 @@ def test_urls_and_hashes_are_removed_now_and_in_later_imports(catalog, source, t
     about = json.dumps({"url": "https://later"}).encode()
     make_tar(tmp_path / "new" / "00009.tar", [("x.jpg", make_image()), ("x.txt", b"c"), ("x.json", about)])
     import_pool(tmp_path / "new", catalog.folder, workers=1)
+    named = make_plan(catalog, "named", PlanRequest(rates=subset(tmp_path / "s.npy", [1, 3, 4]))).summary
+    assert (named["names_matched"], named["samples_matched"], named["eligible"]) == (3, 2, 2)  # row 3 is removed
     plan = make_plan(catalog, "all", PlanRequest("random", keep=1.0))
     assert np.flatnonzero(plan.draw(0) == 0).tolist() == [3, 20, 30, 50, 51, 52, 193, 200]
     (tmp_path / "capitals.csv").write_text(f"SHA256,x\n{SHA256[60].upper()},1\n")

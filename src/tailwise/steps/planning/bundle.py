@@ -202,8 +202,8 @@ class _Making:
         figures = {"names": self._bundle.samples, "names_matched": matched, "samples_matched": matched}
         if not matched:
             raise UserError(
-                f"not one of the {self._bundle.samples:,} samples of the bundle is in this pool, by uid, sha256 or url: give a bundle of "
-                "another copy of this pool"
+                f"not one of the {self._bundle.samples:,} samples of the bundle is in this pool, by "
+                f"{request.match or 'uid, sha256 or url'}: give a bundle of another copy of this pool"
             )
         check_matched(request.strict, figures, str(request.source))
         values = self._values()

@@ -145,15 +145,16 @@ def _join(
         rates[:] = np.nan
         for kind, index in read_list(snapshot, listed, work / "names", context.progress, _check_range):
             fill(catalog, snapshot, kind, index, rates, None if listed.counted else "rate")
-        matched = int((~np.isnan(rates)).sum())
-        if listed.counted and not matched:
+        if listed.counted and not index.matched:
             raise no_match(catalog, snapshot, listed, kind, index)
         if listed.counted and np.nanmax(rates) > MAX_REPEATS:
             raise UserError(
                 f"a name is given {np.nanmax(rates):,.0f} times in {listed.path}: at most {MAX_REPEATS} copies are possible"
             )
         refuse_other_pool(kind, index, rates, "rate", max_rejected)
-        counts = {"names": index.distinct, "names_matched": index.matched, "samples_matched": matched}
+        rates[survivors.removals.rows] = np.nan
+        samples = int((~np.isnan(rates)).sum())
+        counts = {"names": index.distinct, "names_matched": index.matched, "samples_matched": samples}
         check_matched(strict, {**counts, "example": index.example}, str(listed.path))
         rates[survivors.removals.rows] = 0
         without = int(np.isnan(rates).sum())
