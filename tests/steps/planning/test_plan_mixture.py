@@ -131,6 +131,15 @@ def test_what_a_group_cannot_give_is_dealt_to_the_others(pool, kinds):
     assert plan.draw(0).max() == 1
 
 
+@pytest.mark.parametrize("draw", ["stream", "bernoulli"])
+def test_a_mixture_of_a_static_plan_is_of_what_it_draws(pool, kinds, draw):
+    of = make_plan(pool, "of", PlanRequest("dynamics", keep=0.4, dynamic=False, draw=draw))
+    plan = make_plan(pool, "p", mixture("big=0.3,middle=0.7", of="of", max_repeats=9))
+    drawn, copies = of.draw(0), plan.draw(0)
+    assert copies.sum() == drawn.sum() and not copies[(drawn == 0) | (kinds == 2)].any()
+    assert counts_by_kind(plan, kinds)[:2] == pytest.approx([0.3 * drawn.sum(), 0.7 * drawn.sum()], abs=1)
+
+
 def test_the_bound_of_copies_is_that_of_the_plan_or_the_given_one(pool):
     make_plan(pool, "of", PlanRequest("dynamics", keep=0.5, max_repeats=3))
     for asked, most in ((None, 3), (1, 1), (2, 2), (5, 5)):

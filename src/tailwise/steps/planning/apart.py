@@ -38,7 +38,7 @@ class Rates:
     of: Plan
     clustering: str  # its name
     groups: int  # G, with that of no group
-    positive: bool = False  # True to leave out candidates of rate 0, which a ranked pick has
+    drawn: bool = False  # True to leave out candidates of rate 0, and to take the copies of a static plan for its rates
 
     def read(self, part: Part, worker: Worker) -> tuple[npt.NDArray[np.int32], Floats]:
         """Return the group, int32 [n], OUTSIDE for rows that are no candidates, and the rate, float64 [n], of each row of a part."""
@@ -47,7 +47,8 @@ class Rates:
         labels = clustering.labels.read(part)
         groups = np.where(labels < 0, self.groups - 1, labels)
         inside, rates = plan.candidates(part.span), plan.rate(part.span)
-        if self.positive:
+        if self.drawn:
+            rates = rates if plan.dynamic else plan.draw(0, part.span).astype(np.float64)
             inside &= rates > 0
         return np.where(inside, groups, OUTSIDE).astype(np.int32), rates
 
@@ -91,8 +92,8 @@ def most_copies(plan: Plan) -> int:
 class Apart:
     """The request of a plan that is made from another one."""
 
-    def __init__(self, catalog: Catalog, request: PlanRequest, context: Context, *, positive: bool = False) -> None:
-        """Open plan and grouping, and sum the rates of each group; a UserError says what does not fit. `positive`: see Rates."""
+    def __init__(self, catalog: Catalog, request: PlanRequest, context: Context, *, drawn: bool = False) -> None:
+        """Open plan and grouping, and sum the rates of each group; a UserError says what does not fit. `drawn`: see Rates."""
         if request.of is None:
             raise UserError(f"method {request.method!r} needs `of`, the name of a plan whose rates it starts from")
         self.of, self._context = Plan(catalog, request.of), context
@@ -102,7 +103,7 @@ class Apart:
             numbers = f"{self.of.snapshot.number}, and {self.clustering.name!r} for {self.clustering.snapshot.number}"
             raise UserError(f"plan {request.of!r} was made for snapshot {numbers}: make both for one snapshot")
         self.parts = catalog.parts(self.of.snapshot)
-        self.rates = Rates(self.of, self.clustering.name, self.clustering.table.num_rows + 1, positive)
+        self.rates = Rates(self.of, self.clustering.name, self.clustering.table.num_rows + 1, drawn)
         self.most = max_repeats_of(request, most_copies(self.of))
         self.scales = np.zeros(self.rates.groups)
         self.sizes, _, self.units = self.sums()

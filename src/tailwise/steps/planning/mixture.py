@@ -106,7 +106,7 @@ class _Scaled:
 def _make_mixture_of(
     catalog: Catalog, name: str, request: PlanRequest, shares: Mapping[str, float], context: Context
 ) -> Plan:
-    made = Apart(catalog, request, context, positive=True)
+    made = Apart(catalog, request, context, drawn=True)
     draw = draw_of(request, "random")
     config = {**made.config, "shares": dict(shares), "draw": draw, "rate_groups": True}
     share = np.append(shares_of_groups(made.clustering, shares), 0.0)
