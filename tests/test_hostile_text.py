@@ -10,6 +10,7 @@ import tarfile
 import unicodedata
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -51,6 +52,9 @@ def pool(tmp_path_factory, make_tar, make_image, make_embeddings):
     (folder / "entries.txt").write_text(f"second\n{WORDS}\n")
     tags = [json.dumps({"key": key(row), "tags": [WORDS, KINDS[row % len(KINDS)]]}) for row in range(20)]
     (folder / "tags[x].jsonl").write_text("\n".join(tags))
+    (folder / "metadata[b]").mkdir()
+    row = {"uid": ["0" * 32], "clip_l14_similarity_score": [0.5]}
+    pq.write_table(pa.table(row), folder / "metadata[b]" / "x.parquet")
     recipe = "name: '[/b]'\nabout: '[red] $\\foo$'\nsteps: [{plan: {name: r, method: random, keep: 0.5}}]\n"
     (folder / "r[b].yaml").write_text(recipe)
     return folder
@@ -99,6 +103,8 @@ def commands(pool):
         (["delete", catalog, "plans/p", "--dry-run"], ["plans/p"]),
         (["delete", catalog, "plans/no\x1b[/b]"], ["no\x1b[/b]"]),
         (["run", pool / "r[b].yaml", catalog, "--dry-run"], ["[/b]: [red] $\\foo$", str(catalog)]),
+        (["baselines", pool / "none[/b]\x1b", pool / "out"], ["holds no .parquet"]),
+        (["baselines", pool / "metadata[b]", pool / "subsets[/b]", "--only", "clip_score"], [str(pool)]),
         (["train", catalog, "no\x1b[/b]", "--", "--model", "x\x1b"], []),
         (["evaluate", pool / "no\x1b[/b].pt", "--data", pool], ["no\x1b[/b].pt"]),
         (["compare", pool / "no\x1b[/b].yaml"], ["no\x1b[/b].yaml"]),

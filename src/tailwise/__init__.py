@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tailwise.plan.explain import explain as explain
     from tailwise.plan.methods import register_method as register_method
     from tailwise.report.report import make_report as make_report
+    from tailwise.requests import BaselinesRequest as BaselinesRequest
     from tailwise.requests import ClusterRequest as ClusterRequest
     from tailwise.requests import DedupRequest as DedupRequest
     from tailwise.requests import EmbedRequest as EmbedRequest
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from tailwise.requests import PlanRequest as PlanRequest
     from tailwise.requests import ReportRequest as ReportRequest
     from tailwise.requests import ScoreRequest as ScoreRequest
+    from tailwise.steps.baselines import write_baselines as write_baselines
     from tailwise.steps.clustering.cluster import cluster as cluster
     from tailwise.steps.dedup.dedup import dedup as dedup
     from tailwise.steps.embedding.embed import embed as embed
@@ -60,7 +62,8 @@ _MODULES = {  # of the public names
     "plan.methods": "register_method",
     "report.report": "make_report",
     "requests": "ClusterRequest DedupRequest EmbedRequest EncoderRequest EvaluateRequest FilterRequest "
-    "GroupRequest ImportRequest NamedScoreRequest PlanRequest ReportRequest ScoreRequest ExportRequest",
+    "GroupRequest ImportRequest NamedScoreRequest PlanRequest ReportRequest ScoreRequest ExportRequest BaselinesRequest",
+    "steps.baselines": "write_baselines",
     "steps.clustering.cluster": "cluster",
     "steps.dedup.dedup": "dedup",
     "steps.embedding.embed": "embed",

@@ -349,6 +349,9 @@ class FilterRequest(ScoreOptions):
     maximum: Annotated[float | None, "Greatest score that stays.", "--max"] = None
     keep: Annotated[float | None, "Samples of highest score that stay, as a share of the pool."] = None
     keep_lowest: Annotated[float | None, "Samples of lowest score that stay, as a share of the pool."] = None
+    rule: Annotated[
+        str | None, "Of `keep`: datacomp, as its toolkit: all samples with the score of the last one stay."
+    ] = None
     missing: Annotated[str, "Samples without the score: drop or keep."] = "drop"
     without: Without = ()
     name: Annotated[str | None, "Name of the drop list.  [default: that of the score, or only, or not]"] = None
@@ -373,6 +376,8 @@ class FilterRequest(ScoreOptions):
             refuse_given(self, {"refill"}, "with `by`: it is for lists, see `only`")
             if self.file is None:
                 refuse_given(self, {"match", "strict"}, "with `by`, without `file`")
+            if self.keep is None:
+                refuse_given(self, {"rule"}, "without `keep`")
             return
         of_score = {*self.__dataclass_fields__} - listing - {"by", "without", "name"}
         if self.exclude is not None:
@@ -380,7 +385,7 @@ class FilterRequest(ScoreOptions):
         elif self.refill is None:
             refuse_given(self, of_score, "with `only`, without `refill`")
         else:
-            refuse_given(self, {"minimum", "maximum", "keep", "keep_lowest", "missing"}, "with `only`")
+            refuse_given(self, {"minimum", "maximum", "keep", "keep_lowest", "rule", "missing"}, "with `only`")
             if self.refill == "random":
                 refuse_given(self, of_score - {"seed"}, "with `refill` random")
         if self.strict is not None and not 0 <= self.strict <= 1:
@@ -399,6 +404,20 @@ class FilterRequest(ScoreOptions):
         of_list = () if self.by is not None else ("match", "strict")
         options = {name: value for name, value in self.options.items() if name not in of_list}
         return ScoreRequest(self.by or self.refill or "", options)
+
+
+@dataclass(frozen=True)
+class BaselinesRequest:
+    """Subsets of DataComp's baselines, from its metadata."""
+
+    only: Annotated[Sequence[str], "Write this baseline; may be given again.  [default: all six]"] = ()
+    language: Annotated[
+        str | None, "Languages of the captions: a column of the metadata, or a table with the columns uid and language."
+    ] = None
+    laion_language: Annotated[str | None, "Languages for laion2b.  [default: those of `language`]"] = None
+    entities: Annotated[Path | None, "text_based: list of words, one a line."] = None
+    centroids: Annotated[Path | None, "image_based: centroids of the pool (.npy), of any norm."] = None
+    target: Annotated[Path | None, "image_based: image embeddings of the target (.npy)."] = None
 
 
 @dataclass(frozen=True)

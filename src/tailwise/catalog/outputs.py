@@ -29,7 +29,7 @@ from tailwise.text import spreadsheet_cell
 logger = logging.getLogger(__name__)
 
 
-def _check_output(path: Path, catalog: Catalog, is_ours: Callable[[Path], bool]) -> bool:
+def _check_output(path: Path, catalog: Catalog | None, is_ours: Callable[[Path], bool]) -> bool:
     """Return True if an output exists, and is in the format that is written, or empty; see `writing_output`."""
     _refuse_catalog(path)
     if path.is_symlink():
@@ -42,7 +42,7 @@ def _check_output(path: Path, catalog: Catalog, is_ours: Callable[[Path], bool])
         return False
     if not path.is_file():
         raise UserError(f"{path} is no regular file: name another one")
-    if any(os.path.samestat(path.stat(), shard) for shard in _local_shards(catalog)):
+    if catalog is not None and any(os.path.samestat(path.stat(), shard) for shard in _local_shards(catalog)):
         raise UserError(f"{path} is a shard of the pool of {catalog.folder}: name another file")
     if path.stat().st_size and not is_ours(path):
         raise ConflictError(f"{path} exists and is not a file of this format: name another file, or delete it first")
@@ -63,7 +63,7 @@ def _publish_new(temporary: Path, path: Path) -> None:
 @contextmanager
 def writing_output(
     path: Path,
-    catalog: Catalog,
+    catalog: Catalog | None,
     *,
     overwrite: bool,
     is_ours: Callable[[Path], bool],
@@ -75,7 +75,7 @@ def writing_output(
 
     Args:
         path: of the output.
-        catalog: whose shards are protected.
+        catalog: whose shards are protected; None without a catalog.
         overwrite: whether an existing file may be replaced; one with the same bytes as the new file is no mistake without it.
         is_ours: returns True for an existing file in the format that is written.
         guard: as in `replacing`.

@@ -15,7 +15,7 @@ STEPS = {
     "Measure": ("evaluate", "compare"),
     "See": ("report", "status", "why", "excluded"),
     "Keep in order": ("remove", "verify", "relocate", "unpack", "delete", "rename"),
-    "All steps at once": ("run", "demo"),
+    "All steps at once": ("run", "baselines", "demo"),
 }
 
 # Of each command (or of `tailwise` itself): panel → options. All others stand in the panel "Options", which comes first.
@@ -44,6 +44,7 @@ OPTIONS = {
         "A mix of scores, and options of these": "mix without text captions target clustering norm batch-size repetitions temperature seed",
     },
     "filter": {
+        "Rules": "min max keep keep-lowest rule missing",
         "A list made elsewhere": "only not refill",
         "Matching of a list, or a file of scores": "match strict file max-rejected",
         "Options of a score": "image text captions target clustering norm batch-size repetitions temperature seed",

@@ -1,4 +1,4 @@
-"""Recipes: run, a pool from import to exports; compare, methods against each other."""
+"""Recipes: run, a pool from import to exports; compare, methods against each other. And DataComp's baselines."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from typer.models import ArgumentInfo
 from tailwise.cli.app import (
     AllowCode,
     AsJson,
+    Overwrite,
     Workers,
     app,
     as_options,
     choose_executor,
     path_of,
     plain_type,
+    takes,
     with_progress,
 )
 from tailwise.cli.following import suggest, suggest_step
 from tailwise.cli.printing import print_json, print_table, say
 from tailwise.errors import UserError
+from tailwise.requests import BaselinesRequest
 
 if TYPE_CHECKING:
     from tailwise.compare.study import Study
@@ -270,3 +273,40 @@ def _print_runs(study: Study, only: list[str], seeds: list[int]) -> None:
     time_left = "" if pace is None else f", about {duration(pace * sum(left))}"
     each = " to ".join(f"{samples:,}" for samples in sorted({min(seen), max(seen)}))
     say(f"{len(left)} of {len(runs)} runs to do, {each} samples each{time_left} ({source})")
+
+
+@app.command()
+@takes(BaselinesRequest)
+def baselines(
+    metadata: Annotated[Path, Argument(metavar="METADATA", help="Folder of DataComp's metadata: .parquet and .npz.")],
+    output: Annotated[Path, Argument(metavar="FOLDER", help="Where the subsets go: NAME.npy.")],
+    request: BaselinesRequest,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the subsets of DataComp's six baselines, from its metadata.
+
+    **basic_filter**: English, three words, six characters, a smaller side of 200 pixels, an aspect ratio of 3 at most. **clip_score**: the
+    top 30 % by L/14 score. **laion2b**: English, and a B/32 score of 0.28. **text_based**: English, and a word of --entities.
+    **image_based**: English, two tokens, six characters, and the nearest centroid is also that of an image of --target.
+    **image_based_intersect_clip_score**: both. The uids are those that the toolkit's own functions choose. No catalog is needed.
+
+    Examples:
+      tailwise baselines metadata/ subsets --only clip_score
+      tailwise baselines metadata/ subsets --only basic_filter --language languages.parquet
+      tailwise baselines metadata/ subsets --language lang --entities words.txt --centroids centroids.npy --target imagenet.npy
+    """
+    from tailwise.steps.baselines import write_baselines
+
+    made = write_baselines(metadata, output, request, with_progress(), overwrite=overwrite)
+    if as_json:
+        print_json(made)
+        return
+    rows = [(name, f"{kept:,}", f"{kept / max(made.samples, 1):.1%}") for name, kept in made.kept.items()]
+    print_table(f"subsets of {made.samples:,} samples, in {output}", ("baseline", "uids", "of all"), rows)
+    if made.threshold is not None:
+        say(f"clip_score: L/14 scores of {made.threshold:.6g} or more")
+    for path, count in made.unknown.items():
+        if count:
+            say(f"{path} does not name {count:,} samples: they count as not English")
+    suggest("filter", "my-catalog", only=output / f"{next(iter(made.kept))}.npy")

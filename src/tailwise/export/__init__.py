@@ -17,7 +17,6 @@ from tailwise.export.embedding_atlas import SCHEMA as ATLAS_SCHEMA
 from tailwise.export.embedding_atlas import write_embedding_atlas
 from tailwise.export.files import (
     SCHEMA,
-    UID,
     URL_SCHEMA,
     check_uids,
     rates_above_one,
@@ -31,6 +30,7 @@ from tailwise.export.plan_bundle import write_plan_bundle
 from tailwise.export.shards import write_shards
 from tailwise.plan.plan import Plan
 from tailwise.requests import ExportRequest
+from tailwise.sources.datacomp import UID
 from tailwise.text import did_you_mean
 
 __all__ = ["EXPORTS", "ExportFormat", "export", "export_figures"]

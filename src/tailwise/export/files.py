@@ -32,6 +32,7 @@ from tailwise.shards.columns import DAMAGE
 from tailwise.shards.containers import with_bytes
 from tailwise.shards.content import hashed_uid
 from tailwise.shards.metadata import read_urls
+from tailwise.sources.datacomp import UID
 from tailwise.storage.delimited import line_of
 
 SCHEMA = pa.schema(
@@ -52,7 +53,6 @@ URL_SCHEMA = pa.schema(
         pa.field("uid", pa.string(), nullable=False),  # 32 hexadecimal digits; img2dataset can write it to the .json
     ]
 )
-UID = np.dtype("u8,u8")
 _RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<i8"), ("copies", "u1")])
 _REMEDY = "export `to` shards (new tars, with uids in their .json), or `to` parquet or keys"
 

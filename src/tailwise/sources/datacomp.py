@@ -29,6 +29,7 @@ from tailwise.sources.embedding_files import (
 
 MEMBERS = {"image": "img", "text": "txt"}  # by column
 EMBEDDINGS = ("l14", "b32")
+UID = np.dtype("u8,u8")  # an entry of a subset file
 
 
 @dataclass(frozen=True)

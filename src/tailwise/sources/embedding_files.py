@@ -12,10 +12,11 @@ import struct
 import zipfile
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import IO, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -189,13 +190,21 @@ class StoredRows:
         return wanted
 
 
-def read_member(path: Path, name: str) -> Header:
-    """Return the header of the array `name` of an `.npz` file; or raise DAMAGE, such as a KeyError if there is none."""
+@contextmanager
+def reading_member(path: Path, name: str) -> Iterator[tuple[Header, IO[bytes]]]:
+    """Open the array `name` of an `.npz` file: its header, and its data as a stream; DAMAGE if it cannot be read."""
     with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
         try:
-            return read_header(stream, archive.getinfo(f"{name}.npy").file_size)
+            header = read_header(stream, archive.getinfo(f"{name}.npy").file_size)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
+        yield header, stream
+
+
+def read_member(path: Path, name: str) -> Header:
+    """Return the header of the array `name` of an `.npz` file; or raise DAMAGE, such as a KeyError if there is none."""
+    with reading_member(path, name) as (header, _):
+        return header
 
 
 def open_member(path: Path, name: str, unpacked: Path) -> npt.NDArray[Any] | StoredRows:

@@ -161,6 +161,19 @@ def test_the_top_share_is_exact_and_ties_go_by_row(pools):
     assert set(table["reason"].to_pylist()) == {"q not among the lowest 0.1 of the pool"}
 
 
+def test_the_rule_of_datacomp_keeps_all_that_equal_its_bound(pools):
+    folder, (catalog, _) = pools
+    scores = np.arange(ROWS) // 4 / 4
+    scores[12] = np.nan
+    drops, table = apply(catalog, given_scores(folder, scores), FilterRequest("", keep=0.3, rule="datacomp"))
+    bound = np.sort(np.nan_to_num(scores, nan=-1))[::-1][int(ROWS * 0.3)]  # with NaN last, as the toolkit's sort
+    np.testing.assert_array_equal(~drops.mask[:], scores >= bound)
+    assert (~drops.mask[:]).sum() == 10
+    assert set(table["reason"].to_pylist()) == {"q below 1.25", "no q"}
+    with pytest.raises(UserError, match="the bound is score 30 from the top, and 29 samples have one"):
+        apply(catalog, given_scores(folder, scores), FilterRequest("", keep=0.99, rule="datacomp"))
+
+
 def test_bounds_are_those_of_the_numbers_that_scores_were_made_from(pools):
     folder, (catalog, _) = pools
     decimals = np.arange(1, ROWS + 1) / 10  # half of them are rounded down in float32, half up
@@ -230,6 +243,7 @@ def test_a_rerun_does_nothing_and_another_rule_is_refused(small_catalog, tree_by
         (FilterRequest("", float("nan")), "`minimum` nan"),
         (FilterRequest("", 2, 1), "`minimum` 2 is above `maximum` 1"),
         (FilterRequest("", 1, missing="maybe"), "`missing` 'maybe': use drop or keep"),
+        (FilterRequest("", keep=0.5, rule="mine"), "`rule` 'mine': use datacomp"),
         (FilterRequest("", 3), "all of 600 samples would be dropped: caption-words is between 2 and 2"),
         (FilterRequest("", keep=1e-6), "`keep` 1e-06 of the pool of 600 samples is less than one sample"),
     ],

@@ -30,6 +30,7 @@ from tailwise.steps.scoring.scores import SCORES, score_config, score_figures, s
 QUANTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)  # percent
 BOUNDS = ("minimum", "maximum", "keep", "keep_lowest")
 MISSING = ("drop", "keep")
+DATACOMP = "datacomp"  # the only `rule`
 Scores = npt.NDArray[np.float32]
 
 
@@ -72,7 +73,8 @@ def filter_samples(catalog: Catalog | str | Path, request: FilterRequest, contex
         "snapshot": snapshot.number,
         "without": list(request.without),
         "score": score_config(score),
-        "rule": {bound: getattr(request, bound) for bound in (*BOUNDS, "missing")},
+        "rule": {bound: getattr(request, bound) for bound in (*BOUNDS, "missing")}
+        | ({} if request.rule is None else {"as": request.rule}),
     }
     inputs = {"snapshot": snapshot.id, **score_inputs(catalog, snapshot, score), **survivors.inputs}
     with Artifact(catalog.drops_folder(name), "filter", config, inputs) as artifact:
@@ -131,6 +133,8 @@ def _check(request: FilterRequest) -> None:
             raise UserError(f"{option} {bound}: must be a number")
     if least is not None and most is not None and least > most:
         raise UserError(f"`minimum` {least} is above `maximum` {most}: no score is between them")
+    if request.rule not in {None, DATACOMP}:
+        raise UserError(f"`rule` {request.rule!r}: use {DATACOMP}, or leave it out")
     if request.missing not in MISSING:
         raise UserError(f"`missing` {request.missing!r}: use {' or '.join(MISSING)}")
 
@@ -194,7 +198,9 @@ class _Judge:
         if rule.maximum is not None:
             self.tests.append(self._bound(rule.maximum, 1, "above"))
         if rule.keep is not None:
-            self.tests.append(self._share("`keep`", rule.keep, -1, "highest"))
+            self.tests.append(
+                self._share("`keep`", rule.keep, -1, "highest") if rule.rule is None else self._toolkit_share(rule.keep)
+            )
         if rule.keep_lowest is not None:
             self.tests.append(self._share("`keep_lowest`", rule.keep_lowest, 1, "lowest"))
         self.reasons = Counter()
@@ -219,6 +225,16 @@ class _Judge:
         reason = f"{self.name} not among the {word} {share:.9g} of the pool"
         values, below = order_statistics(lambda: self._scored(sign), [kept - 1])
         return _Test(reason, np.float32(sign), values[0], kept - int(below[0]))
+
+    def _toolkit_share(self, share: float) -> _Test:
+        """As DataComp's toolkit: the bound is the score at place int(N · share) from the top, counted from 0; all that equal it stay."""
+        place = int(self.pool * share)
+        if place >= self.scored:
+            raise UserError(
+                f"`keep` {share}: the bound is score {place + 1:,} from the top, and {self.scored:,} samples have one"
+            )
+        values, _ = order_statistics(lambda: self._scored(-1), [place])
+        return _Test(f"{self.name} below {-values[0]:.9g}", np.float32(-1), values[0], self.scored)
 
     @property
     def _names(self) -> list[str]:
