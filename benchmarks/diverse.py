@@ -2,7 +2,8 @@
 
 The peer is a webdataset pipeline over the same tars with the same transform, shuffled, batched five times as large, from which the same
 greedy picks. Trained samples/s, bytes read for each, and how many clusters a batch holds; that of plain shuffled batches beside it. Then
-the greedy alone at the size of a large run, and CABS-DM and CABS-FM over several concepts a sample. Without workers; turns alternate.
+the greedy alone at the size of a large run, and CABS-DM and CABS-FM over several concepts a sample, in seconds of one core, which other
+programs on the machine change little. Without workers; turns alternate.
 usage: diverse.py [--quick]
 """
 
@@ -119,10 +120,10 @@ def greedy(rounds: int) -> None:
     seconds = []
     for number in range(rounds + 1):
         labels = random.choice(GREEDY_CLUSTERS, SUPER_BATCH * GREEDY_BATCH, p=shares / shares.sum()).astype(np.int32)
-        start = time.perf_counter()
+        start = time.process_time()
         frequencies = np.bincount(labels).astype(np.float64)
         picked = pick_diverse(labels, frequencies, count=GREEDY_BATCH, key=np.uint64(number))
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
         held = len(np.unique(labels[picked])), len(np.unique(labels[:GREEDY_BATCH]))
     median = statistics.median(seconds[1:])  # the first compiles
     print(
@@ -144,9 +145,9 @@ def by_concepts(size: int, concepts: int, rounds: int, mean: float = 8.0) -> Non
         counts = np.bincount(pairs >> 32, minlength=rows).astype(np.int32)
         lists = (pairs & 0xFFFFFFFF).astype(np.int32)
         for name, pick in (("diverse", pick_covering), ("most-concepts", pick_richest)):
-            start = time.perf_counter()
+            start = time.process_time()
             pick(counts, lists, size)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.process_time() - start)
     medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}  # the first compiles
     told = ", ".join(
         f"{name} {1000 * value:.1f} ms ({size / value:,.0f} picked samples/s)" for name, value in medians.items()
