@@ -123,7 +123,7 @@ def test_other_bad_arguments(small_catalog, tmp_path):
     (tmp_path / "r.bin").write_text("key,rate")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     for name, message in {
-        "none.json": "is no file",
+        "none.json": "is no file: rates are read from .json",
         "r.bin": "rates are read from .json, .npy, .txt, .parquet, .csv, .tsv, .jsonl",
         "r.parquet": "needs the column 'rate' and one of uid, shard, key, image_path, sha256, md5, url; it has x",
         "broken.parquet": "can't be read as Parquet",

@@ -17,7 +17,7 @@ from tailwise.catalog.columns import PartColumn, PlainColumn
 from tailwise.catalog.drops import Survivors
 from tailwise.catalog.files import create_array, file_digest
 from tailwise.context import Context
-from tailwise.errors import MAX_REJECTED, UserError, check_share
+from tailwise.errors import MAX_REJECTED, NotFoundError, UserError, check_share
 from tailwise.execution.base import Worker
 from tailwise.plan.plan import Plan
 from tailwise.plan.quotas import MAX_BUDGET, UNIT_BITS, UNITS
@@ -122,7 +122,9 @@ def _group(artifact: Artifact, parts: Sequence[Part], most: int, bits: int, cont
 def _check_file(path: Path | None) -> Path:
     if path is None:
         raise UserError(f"method 'rates' needs `rates`, a file: {', '.join(SUFFIXES)}")
-    if path.is_file() and path.suffix.lower() not in SUFFIXES:
+    if not path.is_file():
+        raise NotFoundError(f"{path} is no file: rates are read from {', '.join(SUFFIXES)}")
+    if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path}: rates are read from {', '.join(SUFFIXES)}")
     return path
 
