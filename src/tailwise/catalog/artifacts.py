@@ -226,7 +226,7 @@ def parameters(identity: Mapping[str, Any]) -> dict[str, Any]:
     final = config.pop("final_options", None) or {}
     flat = {f"{name}_end": value for name, value in final.items()}
     for name, value in config.items():
-        flat |= value if isinstance(value, Mapping) and name not in {"score", "refill"} else {name: value}
+        flat |= value if isinstance(value, Mapping) and name not in {"score", "refill", "shares"} else {name: value}
     return flat
 
 
@@ -236,7 +236,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     changes = [
         f"`{name}` {_shown(before.get(name))} → {_shown(after.get(name))}"
         for name in sorted({*before, *after})
-        if before.get(name) != after.get(name)
+        if before.get(name) != after.get(name) and (before.get(name), after.get(name)) not in [(None, []), ([], None)]
     ]
     if old.get("format") != new["format"]:
         changes.append(f"format {old.get('format')} → {new['format']}")
@@ -251,7 +251,9 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 def _shown(value: object) -> str:
     if value is None or value == []:
         return "not given"
-    values = list(value.values()) if isinstance(value, Mapping) else value
+    values = value
+    if isinstance(value, Mapping):
+        values = list(value.values()) if "name" in value else [f"{name}={_shown(each)}" for name, each in value.items()]
     return ", ".join(map(_shown, values)) if isinstance(values, list) else str(values)
 
 

@@ -288,6 +288,7 @@ def _other_settings(catalog: Catalog, job: Job) -> str:
         return ""
     made = parameters(read_record(kind.path(catalog.folder, str(job.makes)) / MANIFEST)["identity"])
     given = [option.replace("-", "_") for option in job.step.options]
+    made = {name: value for name, value in made.items() if name != "shares"}  # other ratios may be the same shares
     made |= {name: value["name"] for name, value in made.items() if isinstance(value, Mapping) and "name" in value}
     both = [(name, made[name], job.asked[name]) for name in given if name in made and name in job.asked]
     return ", ".join(f"`{name}` {old} → {new}" for name, old, new in both if str(old) != str(new))

@@ -140,6 +140,14 @@ def test_a_mixture_of_a_static_plan_is_of_what_it_draws(pool, kinds, draw):
     assert counts_by_kind(plan, kinds)[:2] == pytest.approx([0.3 * drawn.sum(), 0.7 * drawn.sum()], abs=1)
 
 
+def test_other_shares_are_named(pool):
+    make_plan(pool, "p", mixture("big=1,small=1", keep=0.1))
+    with pytest.raises(UserError, match=r"\(`shares` big=0.5, small=0.5 → big=0.75, small=0.25\)"):
+        make_plan(pool, "p", mixture("big=3,small=1", keep=0.1))
+    with pytest.raises(UserError, match=r"other settings \((?!.*`without`)"):
+        make_plan(pool, "p", PlanRequest("mixture", of="p", shares="big=1", clustering="kind"))
+
+
 def test_the_bound_of_copies_is_that_of_the_plan_or_the_given_one(pool):
     make_plan(pool, "of", PlanRequest("dynamics", keep=0.5, max_repeats=3))
     for asked, most in ((None, 3), (1, 1), (2, 2), (5, 5)):
