@@ -61,7 +61,7 @@ class RowLists(FinishedArtifact):
         return self._maps.get(part.number, partial(self.read_part, part))
 
     def read_part(self, part: Part) -> tuple[npt.NDArray[Any], ...]:
-        """Return the two columns of a part, mapped anew: they go when the caller is done with them."""
+        """Return the two columns of a part, mapped each time: they go when the caller is done with them."""
         return tuple(PartColumn(self.folder, name).read(part) for name in self.files)
 
     def note_read(self, rows: int) -> None:

@@ -68,7 +68,7 @@ def plain(path: str, file: BinaryIO) -> BinaryIO:
 
 
 def unpack_into(file: BinaryIO, target: BinaryIO, room: int) -> None:
-    """Write the tar of an open file to an empty one, which has room for so many bytes; see `plain`."""
+    """Write the tar of an open file to an empty one, which has room for `room` bytes; see `plain`."""
     most = max(MOST_TIMES * file.seek(0, 2), ALWAYS_BYTES)
     file.seek(0)
     start = file.read(MAGIC_BYTES)

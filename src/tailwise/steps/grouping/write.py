@@ -190,11 +190,6 @@ def sources_of(paths: Sequence[str]) -> list[str]:
     return [folder[len(shared)] if len(folder) > len(shared) else own for folder in folders]
 
 
-def sources_in_order(catalog: Catalog, snapshot: Snapshot) -> list[str]:
-    """Return the sources of a snapshot, each once, in the order in which their first shards were imported."""
-    return list(dict.fromkeys(sources_of(catalog.shards(snapshot).column("path").to_pylist())))
-
-
 def group_by_source(catalog: Catalog, request: GroupRequest, context: Context | None = None) -> Clustering:
     """Make groups of the newest snapshot by the sources of the shards (see `sources_of`), in the order of their names."""
     snapshot = catalog.snapshot()

@@ -43,14 +43,13 @@ def make_weighted_plan(
     context = context or Context()
     method = MIXTURE if shares else find_method(request.method)
     options = {} if shares else method_options(request.method, _given_options(request))
-    clustering = request.clustering or "main"
     pick = request.pick or method.pick
     dynamic = _dynamic(request, method, pick)
     score = _score_of_pick(request, pick)
     draw = draw_of(request, pick)
     final = _final_options(request, options, dynamic)
     _check_bounds(request, method)
-    clusters = clustering if method.grouping == "clusters" else None
+    clusters = (request.clustering or "main") if method.grouping == "clusters" else None
     grouping = Grouping(catalog, clusters, context, without=request.without, score=score, shares=shares)
     most = max_repeats_of(request)
     budget = budget_of(request, grouping, most, per_cluster=method.per_cluster)

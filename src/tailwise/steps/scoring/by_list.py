@@ -130,7 +130,7 @@ class _Judge:
         return int(counts[OTHER] if self._request.only is None else counts[LISTED] + counts[FILLED])
 
     def _fill(self, catalog: Catalog, snapshot: Snapshot, missing: int, context: Context) -> None:
-        """Choose so many of the samples that the list does not name: the highest values, ties by row."""
+        """Choose `missing` samples that the list does not name: the highest values, ties by row."""
         request = self._request
         column = None if request.refill == "random" else make_score(catalog, snapshot, request.score, context)
         key = stream_key(request.seed or 0, "refill")
