@@ -10,8 +10,9 @@ import numpy as np
 from common import print_header
 
 from tailwise.kernels.ranks import appearance_ranks
+from tailwise.plan.bernoulli import bernoulli_copies
 from tailwise.plan.quotas import UNITS, fill_by_scale, round_to_sum
-from tailwise.plan.stream import Stream, bernoulli_copies
+from tailwise.plan.stream import Stream
 
 ROWS, CLUSTERS, ROUNDS = 10_000_000, 50_000, 3
 

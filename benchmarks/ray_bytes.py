@@ -32,7 +32,7 @@ from tailwise.export import EXPORTS, export
 from tailwise.plan.plan import Plan
 from tailwise.requests import ClusterRequest, DedupRequest, EmbedRequest, ExportRequest, FilterRequest, PlanRequest
 from tailwise.steps.embedding.embed import embed
-from tailwise.steps.upkeep.status import verify
+from tailwise.steps.upkeep.verify import verify
 
 TARS, PART_ROWS = 12, 400
 NODES = (3, 2)  # processors

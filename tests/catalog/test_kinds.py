@@ -28,7 +28,8 @@ from tailwise.steps.importing.captions import join_captions
 from tailwise.steps.planning.plan import make_plan
 from tailwise.steps.scoring.filter import filter_samples
 from tailwise.steps.scoring.named import make_named_score
-from tailwise.steps.upkeep.status import status, verify
+from tailwise.steps.upkeep.status import status
+from tailwise.steps.upkeep.verify import verify
 
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.section)
 

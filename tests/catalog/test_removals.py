@@ -16,7 +16,8 @@ from tailwise.requests import PlanRequest
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.planning.plan import make_plan
 from tailwise.steps.upkeep.remove import remove
-from tailwise.steps.upkeep.status import status, verify
+from tailwise.steps.upkeep.status import status
+from tailwise.steps.upkeep.verify import verify
 from tailwise.storage.local import locked
 
 UIDS = [bytes([digit] * 16) for digit in range(3)]

@@ -8,7 +8,7 @@ import pytest
 
 from tailwise.catalog import Catalog
 from tailwise.catalog.drops import DropList
-from tailwise.cli.report import _invoke
+from tailwise.cli.demo import _invoke
 from tailwise.context import Context
 from tailwise.demo.run import Settings, Tools, run_drawn, run_on_pool
 from tailwise.errors import UserError

@@ -37,7 +37,7 @@ from tailwise.steps.grouping.group import group
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.planning.plan import make_plan
 from tailwise.steps.scoring.filter import filter_samples
-from tailwise.steps.upkeep.status import verify
+from tailwise.steps.upkeep.verify import verify
 
 logger = logging.getLogger(__name__)  # pytest --log-cli-level INFO shows what was killed
 KILL = "__import__('os').kill(__import__('os').getpid(), 9)"

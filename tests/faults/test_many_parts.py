@@ -9,7 +9,7 @@ from pathlib import Path
 import tailwise
 from tailwise import ClusterRequest, DedupRequest, FilterRequest, GroupRequest, Loader, PlanRequest
 from tailwise.steps.upkeep.excluded import write_excluded
-from tailwise.steps.upkeep.status import verify
+from tailwise.steps.upkeep.verify import verify
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[4]), int(sys.argv[4])))
 tars, embeddings, folder = sys.argv[1:4]
 catalog = tailwise.import_pool([tars, embeddings], Path(folder) / "catalog", workers=1, part_rows=1).catalog

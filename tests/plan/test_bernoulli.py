@@ -4,7 +4,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailwise.plan.stream import bernoulli_copies
+from tailwise.plan.bernoulli import bernoulli_copies
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=100)
 ROWS = np.arange(200_000)

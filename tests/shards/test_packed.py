@@ -17,7 +17,7 @@ from tailwise.shards.verify import check_shards
 from tailwise.shards.webdataset import read_shard
 from tailwise.sources import find
 from tailwise.steps.embedding.read import ShardRows, read_batches
-from tailwise.steps.upkeep.relocate import unpack
+from tailwise.steps.upkeep.unpack import unpack
 
 SIZES = (7, 5)
 

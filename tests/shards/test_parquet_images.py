@@ -18,7 +18,8 @@ from tailwise.shards.content import ParquetLayout
 from tailwise.shards.fingerprint import comparable_shards
 from tailwise.shards.locations import Locations, ensure_locations
 from tailwise.shards.parquet_images import GROUP_BYTES, RowGroups, image_columns, joined_bytes, read_images
-from tailwise.shards.ranges import ParquetShards, open_shards, sample_ranges
+from tailwise.shards.parquet_shards import ParquetShards
+from tailwise.shards.ranges import open_shards, sample_ranges
 from tailwise.steps.embedding.embed import embed
 
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])

@@ -46,8 +46,9 @@ from tailwise.steps.scoring.filter import filter_samples
 from tailwise.steps.scoring.named import make_named_score
 from tailwise.steps.upkeep import delete as delete_module
 from tailwise.steps.upkeep.delete import delete, rename
-from tailwise.steps.upkeep.status import status, verify
-from tailwise.storage import local
+from tailwise.steps.upkeep.status import status
+from tailwise.steps.upkeep.verify import verify
+from tailwise.storage import lease
 from tailwise.storage.local import locked, scratch
 from tailwise.storage.store_path import StorePath, path_of
 
@@ -387,8 +388,8 @@ def test_the_lock_of_a_killed_process_of_this_machine_is_taken(path):
 
 
 def test_a_lock_is_renewed_and_a_lost_one_stays_with_its_new_holder(path, monkeypatch):
-    monkeypatch.setattr(local, "LEASE_SECONDS", 1.0)
-    monkeypatch.setattr(local, "RENEW_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.1)
     with locked(path, "it"):
         first = json.loads(path.read_bytes())["until"]
         time.sleep(1.5)

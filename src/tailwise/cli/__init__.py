@@ -24,7 +24,7 @@ import typer
 from typer import Option
 
 from tailwise import __version__
-from tailwise.cli import evaluate, plan, pool, prepare, removal, report, run
+from tailwise.cli import demo, evaluate, plan, pool, prepare, removal, report, run
 from tailwise.cli.app import app, choose_executor, close_executor, say_note
 from tailwise.cli.panels import STEPS
 from tailwise.cli.printing import say

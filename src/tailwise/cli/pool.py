@@ -277,8 +277,8 @@ def verify(catalog: CatalogPath, as_json: AsJson = False) -> None:
     Example:
       tailwise verify my-catalog
     """
-    from tailwise.steps.upkeep.status import broken_inputs
-    from tailwise.steps.upkeep.status import verify as run
+    from tailwise.steps.upkeep.verify import broken_inputs
+    from tailwise.steps.upkeep.verify import verify as run
 
     opened = open_catalog(catalog)
     count, bad = run(opened, with_progress())
@@ -308,7 +308,7 @@ def unpack(
     Example:
       tailwise unpack my-catalog plain-shards
     """
-    from tailwise.steps.upkeep.relocate import unpack as run
+    from tailwise.steps.upkeep.unpack import unpack as run
 
     opened = open_catalog(catalog)
     count = run(opened, folder, with_progress())

@@ -22,8 +22,9 @@ from tailwise.execution.base import KERNEL, Executor, WithWorker, Worker
 from tailwise.execution.local import LocalExecutor
 from tailwise.kernels.ranks import rank_dtype
 from tailwise.notebook import BLUE, GREY, areas, shown
+from tailwise.plan.bernoulli import bernoulli_copies
 from tailwise.plan.quotas import UNIT_BITS, UNITS
-from tailwise.plan.stream import Stream, bernoulli_copies
+from tailwise.plan.stream import Stream
 from tailwise.storage.local import locked
 from tailwise.text import command_line
 

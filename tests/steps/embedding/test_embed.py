@@ -15,7 +15,8 @@ from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.dedup.dedup import dedup
 from tailwise.steps.embedding.embed import embed
 from tailwise.steps.importing.pool import import_pool
-from tailwise.steps.upkeep.status import status, verify
+from tailwise.steps.upkeep.status import status
+from tailwise.steps.upkeep.verify import verify
 from tailwise.steps.upkeep.why import why
 
 ANY_SHARE = EmbedRequest(encoder="", max_rejected=1)

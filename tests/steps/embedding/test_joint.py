@@ -14,7 +14,7 @@ from tailwise.errors import ConflictError, UserError
 from tailwise.requests import ClusterRequest, DedupRequest, EmbedRequest, FilterRequest, SourceRequest
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.dedup.dedup import dedup
-from tailwise.steps.embedding import embed as steps
+from tailwise.steps.embedding import joint
 from tailwise.steps.embedding.embed import embed
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.scoring.filter import filter_samples
@@ -51,7 +51,7 @@ def unit(catalog, name):
 
 
 def test_the_cosine_is_the_weighted_mean(columns, monkeypatch):
-    monkeypatch.setattr(steps, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(joint, "CHUNK_ROWS", 7)
     catalog = columns(2)
     report = embed(catalog, REQUEST)
     assert (report.embedded, report.lacking, report.columns[0].dimension) == (39, 40, 13)

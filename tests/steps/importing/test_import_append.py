@@ -266,7 +266,7 @@ def test_an_interrupted_import_and_then_another_one(run, tmp_path, old, make_vec
 
 def test_killed_between_rows_and_marker(run, tmp_path, old, make_vectors, make_embeddings, interrupted):
     from tailwise.catalog import embeddings as module
-    from tailwise.steps.upkeep.status import verify
+    from tailwise.steps.upkeep.verify import verify
 
     vectors = make_vectors(old)
     one = make_embeddings(tmp_path / "one", {key: vectors[key] for key in old[::2]})

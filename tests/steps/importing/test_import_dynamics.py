@@ -14,7 +14,7 @@ from tailwise.errors import UserError
 from tailwise.requests import PlanRequest, SourceRequest
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.planning.plan import make_plan
-from tailwise.steps.upkeep.status import verify
+from tailwise.steps.upkeep.verify import verify
 
 PART_ROWS = 5
 

@@ -28,7 +28,8 @@ from tailwise.steps.kept import kept_rows
 from tailwise.steps.planning.plan import make_plan
 from tailwise.steps.upkeep.excluded import write_excluded
 from tailwise.steps.upkeep.remove import remove
-from tailwise.steps.upkeep.status import status, verify
+from tailwise.steps.upkeep.status import status
+from tailwise.steps.upkeep.verify import verify
 from tailwise.steps.upkeep.why import why
 
 PART_ROWS = 40

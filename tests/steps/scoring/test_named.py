@@ -27,7 +27,7 @@ from tailwise.steps.scoring.mix import Mix
 from tailwise.steps.scoring.named import make_named_score
 from tailwise.steps.scoring.scores import score_parts
 from tailwise.steps.upkeep.delete import delete
-from tailwise.steps.upkeep.status import broken_inputs, verify
+from tailwise.steps.upkeep.verify import broken_inputs, verify
 
 WIDTHS = (1024, 128, 64, 16, 1)  # of LAION's improved aesthetic predictor
 

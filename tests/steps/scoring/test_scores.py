@@ -17,7 +17,8 @@ from tailwise.steps.scoring import makers as score_makers
 from tailwise.steps.scoring.filter import filter_samples, try_filter
 from tailwise.steps.scoring.scores import score_config, score_inputs, score_parts
 from tailwise.steps.upkeep.delete import delete
-from tailwise.steps.upkeep.status import status, verify
+from tailwise.steps.upkeep.status import status
+from tailwise.steps.upkeep.verify import verify
 
 KEYS = [f"{row:06d}" for row in range(600)]
 

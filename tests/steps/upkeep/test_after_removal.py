@@ -22,7 +22,7 @@ from tailwise.steps.planning.plan import make_plan
 from tailwise.steps.scoring.filter import filter_samples
 from tailwise.steps.upkeep.excluded import write_excluded
 from tailwise.steps.upkeep.remove import remove
-from tailwise.steps.upkeep.status import broken_inputs
+from tailwise.steps.upkeep.verify import broken_inputs
 
 
 def keys_of(catalog):

@@ -33,7 +33,8 @@ from tailwise.steps.scoring.filter import filter_samples
 from tailwise.steps.scoring.named import make_named_score
 from tailwise.steps.upkeep import delete as module
 from tailwise.steps.upkeep.delete import delete, rename
-from tailwise.steps.upkeep.status import broken_inputs, status, verify
+from tailwise.steps.upkeep.status import status
+from tailwise.steps.upkeep.verify import broken_inputs, verify
 from tailwise.storage.local import locked
 
 CLUSTERED = ["clusters/main", "drops/near", "drops/words", "plans/last", "plans/p"]  # and a comparison

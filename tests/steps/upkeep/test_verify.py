@@ -1,7 +1,7 @@
 from tailwise.requests import ClusterRequest, PlanRequest
 from tailwise.steps.clustering.cluster import cluster
 from tailwise.steps.planning.plan import make_plan
-from tailwise.steps.upkeep.status import verify
+from tailwise.steps.upkeep.verify import verify
 
 
 def test_every_changed_or_missing_file_is_named(small_catalog):
