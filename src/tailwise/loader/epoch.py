@@ -16,7 +16,8 @@ from tailwise.errors import UserError
 from tailwise.loader.captions import CaptionMix
 from tailwise.loader.dataset import BatchDataset, Decode, Tokenizer, Transform
 from tailwise.loader.order import LEAST_SPAN_WINDOWS, Order, OrderOptions
-from tailwise.loader.pool import DEFAULT_CACHE_BYTES, Group, find_ranks, open_pool
+from tailwise.loader.pool import DEFAULT_CACHE_BYTES, open_pool
+from tailwise.loader.ranks import Group, find_ranks
 from tailwise.loader.sections import Samples
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.requests import caption_weights

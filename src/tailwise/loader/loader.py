@@ -35,7 +35,8 @@ from tailwise.loader.dataset import (
     check_appendable,
 )
 from tailwise.loader.order import Order, OrderOptions, choose_lanes
-from tailwise.loader.pool import DEFAULT_CACHE_BYTES, Group, find_ranks, open_pool, ranks_of
+from tailwise.loader.pool import DEFAULT_CACHE_BYTES, open_pool
+from tailwise.loader.ranks import Group, find_ranks, ranks_of
 from tailwise.loader.sections import Counting
 from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.requests import caption_weights
