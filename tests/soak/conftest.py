@@ -278,7 +278,14 @@ def kept():
     left = (".writing", "/.lock", "/out/tmp", "/removals/found/", "/slots/", "/out.log")
     left += ("/run/params.txt",)  # open_clip's note of its arguments names the checkpoint that a run was resumed from
     # Of a comparison the weights, losses, guesses by class and plots are compared; these files tell seconds beside them.
-    left += ("/compare/summary.", "/compare/results.csv", "/result.json", "/trained.json", "/cat/exports/")
+    left += (
+        "/compare/summary.",
+        "/compare/results.csv",
+        "/result.json",
+        "/trained.json",
+        "/compare/seconds/",
+        "/cat/exports/",
+    )
     return lambda files, work: {
         path.removeprefix(str(work)): value for path, value in files.items() if not any(part in path for part in left)
     }

@@ -19,6 +19,15 @@ def server(monkeypatch, tmp_path):
     """Address of a real S3 server with a bucket `pool`; the environment names it, and a cache of this test."""
     pytest.importorskip("obstore", reason="needs the extra s3: obstore")
     running = pytest.importorskip("moto.server", reason="needs moto[server]").ThreadedMotoServer("127.0.0.1", port=0)
+    responses = pytest.importorskip("moto.s3.responses").S3Response
+    put, one_at_a_time = responses._key_response_put, threading.Lock()
+
+    def atomic(*args, **options):
+        """S3 looks and writes at once; moto looks first, so that two threads could both find nothing."""
+        with one_at_a_time:
+            return put(*args, **options)
+
+    monkeypatch.setattr(responses, "_key_response_put", atomic)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     running.start()
     address = "{}:{}".format(*running.get_host_and_port())
