@@ -6,7 +6,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -20,12 +20,13 @@ def server(monkeypatch, tmp_path):
     pytest.importorskip("obstore", reason="needs the extra s3: obstore")
     running = pytest.importorskip("moto.server", reason="needs moto[server]").ThreadedMotoServer("127.0.0.1", port=0)
     responses = pytest.importorskip("moto.s3.responses").S3Response
-    put, one_at_a_time = responses._key_response_put, threading.Lock()
+    put, one_at_a_time = responses._key_response_put, threading.RLock()
 
-    def atomic(*args, **options):
+    def atomic(self, *args, **options):
         """S3 looks and writes at once; moto looks first, so that two threads could both find nothing."""
-        with one_at_a_time:
-            return put(*args, **options)
+        conditional = self.headers.get("If-None-Match") or self.headers.get("If-Match")
+        with one_at_a_time if conditional else nullcontext():
+            return put(self, *args, **options)
 
     monkeypatch.setattr(responses, "_key_response_put", atomic)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
