@@ -74,10 +74,10 @@ class Ledger:
 
     def _phase(self, name: str) -> str:
         folder = name.partition("/")[0]
-        scored = isinstance(
-            self._manifest(name)["identity"]["config"].get("score"), Mapping
-        )  # a name, if dedup goes by a score
-        return SCORING if folder == DROP_LIST.folder and scored else _PHASE_OF.get(folder, SELECTION)
+        if folder != DROP_LIST.folder:
+            return _PHASE_OF.get(folder, SELECTION)
+        score = self._manifest(name)["identity"]["config"].get("score")
+        return SCORING if isinstance(score, Mapping) else SELECTION  # of dedup, it is a name or None
 
     def _models(self, name: str) -> Iterator[str]:
         """Yield the models behind an artifact or a column itself, and what was made elsewhere by a model that is not noted."""
