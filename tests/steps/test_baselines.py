@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+import weakref
 import zlib
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -14,7 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tailwise.context import Context
 from tailwise.errors import ConflictError, NotFoundError, UserError
+from tailwise.execution import shuffle
 from tailwise.requests import BaselinesRequest
 from tailwise.steps import baselines
 from tailwise.steps.baselines import BASELINES, write_baselines
@@ -221,6 +224,62 @@ def test_the_command(pool, run_tailwise):
     assert "basic_filter needs --language" in run_tailwise(*fewer[:-1], code=2).stderr
 
 
+def test_files_that_change_between_two_calls_are_read_again(pool):
+    context, words = Context(), pool / "words.txt"
+    request = BaselinesRequest(["text_based"], **options(pool))
+    first = write_baselines(pool / "metadata", pool / "out", request, context)
+    words.write_text("a\n")
+    again = write_baselines(pool / "metadata", pool / "out", request, context, overwrite=True)
+    assert again.kept["text_based"] < first.kept["text_based"]
+    assert again == write_baselines(pool / "metadata", pool / "fresh", request)
+
+
+def test_another_command_that_writes_the_same_files_is_refused_and_spoils_nothing(pool):
+    (pool / "other.txt").write_text("a\n")
+    other = BaselinesRequest(["text_based"], **options(pool, entities=pool / "other.txt"))
+    refused = []
+
+    def track(items, description, *_):
+        if description == "writing subsets":
+            with pytest.raises(ConflictError, match=r"another command is writing .*text_based.npy"):
+                write_baselines(pool / "metadata", pool / "out", other)
+            refused.append(other)
+        return items
+
+    write_baselines(pool / "metadata", pool / "out", BaselinesRequest(**options(pool)), Context(progress=track))
+    assert refused
+    assert_same(subsets(pool / "out"), reference(pool))
+    assert {path.suffix for path in (pool / "out").iterdir()} == {".npy"}
+
+
+def test_a_long_file_is_judged_as_it_is_read(pool, monkeypatch):
+    """One file of all rows: its records are never together in memory."""
+    frame = pd.concat([pd.read_parquet(path) for path in sorted((pool / "metadata").glob("*.parquet"))])
+    (pool / "one").mkdir()
+    frame.to_parquet(pool / "one" / "all.parquet", row_group_size=100)
+    monkeypatch.setattr(baselines, "BATCH_ROWS", 50)
+    most = 0
+    held = []
+
+    class Piece(np.ndarray):
+        pass
+
+    def watched(*given):
+        piece = kept(*given).view(Piece)
+        held.append(weakref.ref(piece))
+        nonlocal most
+        most = max(most, sum(piece() is not None for piece in held))
+        return piece
+
+    kept = baselines._Judge._judged
+    monkeypatch.setattr(baselines._Judge, "_judged", watched)
+    monkeypatch.setattr(shuffle, "RUN_BYTES", 1)
+    request = BaselinesRequest(["basic_filter", "text_based"], **options(pool))
+    write_baselines(pool / "one", pool / "out", request)
+    assert 0 < most < 5
+    assert_same(subsets(pool / "out"), {name: reference(pool)[name] for name in request.only})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -233,6 +292,8 @@ def test_the_command(pool, run_tailwise):
         ({"centroids": "words.txt"}, "can't be read as .npy"),
         ({"target": "flat.npy"}, r"holds float64 \[3\]"),
         ({"centroids": "nan.npy"}, "must be finite"),
+        ({"target": "nan.npy"}, "not one of its rows holds finite numbers"),
+        ({"language": "text"}, "not one of 1,200 samples is in English by text: English is 'en'"),
     ],
 )
 def test_wrong_options(pool, change, message):
@@ -251,12 +312,16 @@ def test_wrong_options(pool, change, message):
 
 def test_wrong_files(pool, make_metadata):
     request = BaselinesRequest(**options(pool))
-    with pytest.raises(NotFoundError, match=r"holds no .parquet file"):
-        write_baselines(pool, pool / "out", request)
+    for folder in (pool, pool / "nowhere", pool / "words.txt"):
+        with pytest.raises(NotFoundError, match=r"is no folder with .parquet files"):
+            write_baselines(folder, pool / "out", request)
     path = pool / "metadata" / "00000001.npz"
     good = path.read_bytes()
     np.savez(path, l14_img=np.zeros((ROWS - 1, DIMENSION), np.float16))
     with pytest.raises(UserError, match=f"l14_img of its .npz has {ROWS - 1} rows, and it has {ROWS}"):
+        write_baselines(pool / "metadata", pool / "out", request)
+    np.savez(path, l14_img=np.zeros((DIMENSION, ROWS), np.float16).T)
+    with pytest.raises(UserError, match=r"l14_img of its .npz is stored by columns"):
         write_baselines(pool / "metadata", pool / "out", request)
     np.savez(path, b32_img=np.zeros((ROWS, DIMENSION), np.float16))
     with pytest.raises(UserError, match=r"00000001.parquet can't be used: .*l14_img"):
@@ -272,11 +337,13 @@ def test_wrong_files(pool, make_metadata):
     other = pool / "taken"
     other.mkdir()
     (other / "notes.txt").write_text("mine")
-    with pytest.raises(ConflictError, match="holds something else"):
+    with pytest.raises(ConflictError, match="holds something else: give OUTPUT a new or an empty folder"):
         write_baselines(pool / "metadata", other, request)
     strange = pd.DataFrame({"uid": ["f" * 32], "language": ["en"]})
     strange.to_parquet(pool / "strange.parquet")
-    with pytest.raises(UserError, match=r"strange.parquet names none of 1,200 samples"):
+    with pytest.raises(
+        UserError, match=r"not one of 1,200 samples is in English by .*strange.parquet: .*a table names the uids"
+    ):
         write_baselines(
             pool / "metadata", pool / "out", BaselinesRequest(["basic_filter"], language=str(pool / "strange.parquet"))
         )

@@ -279,7 +279,7 @@ def _print_runs(study: Study, only: list[str], seeds: list[int]) -> None:
 @takes(BaselinesRequest)
 def baselines(
     metadata: Annotated[Path, Argument(metavar="METADATA", help="Folder of DataComp's metadata: .parquet and .npz.")],
-    output: Annotated[Path, Argument(metavar="FOLDER", help="Where the subsets go: NAME.npy.")],
+    output: Annotated[Path, Argument(metavar="OUTPUT", help="Folder of the subsets: NAME.npy.")],
     request: BaselinesRequest,
     overwrite: Overwrite = False,
     as_json: AsJson = False,

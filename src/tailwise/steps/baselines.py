@@ -108,35 +108,41 @@ def write_baselines(
     context = context or Context()
     paths = sorted(metadata.glob("*.parquet"))
     if not paths:
-        raise NotFoundError(f"{metadata} holds no .parquet file: give the folder of DataComp's metadata")
+        raise NotFoundError(f"{metadata} is no folder with .parquet files: give that of DataComp's metadata")
     request = replace(request, laion_language=request.laion_language or request.language)
     asked = _asked(request)
     rows = {path: _rows(path) for path in paths}
     samples, groups = sum(rows.values()), _groups(rows)
     judge = _Judge(request, asked)
     judge.check()
-    check_output_folder(output, "`output`", [f"{name}.npy" for name in BASELINES]).mkdir(parents=True, exist_ok=True)
-    with scratch_beside(output / "baselines") as work:
+    check_output_folder(output, "OUTPUT", [f"{name}.npy" for name in BASELINES]).mkdir(parents=True, exist_ok=True)
+    with (
+        ExitStack() as stack
+    ):  # another command has these files, or they are not ours: said before the work, not after it
+        stack.callback(context.executor.forget)  # what the options name may change until the next call
+        subsets = {name: stack.enter_context(_Subset.writing(output, name, overwrite)) for name in asked}
+        work = stack.enter_context(scratch_beside(output / asked[0]))
         shuffle = Shuffle(work / "judged", _RECORD, 1 << bits_of_buckets(samples, BUCKET_ROWS))
         context.run(WithWorker(partial(_judge_files, judge, shuffle)), [*groups.items()], "judging samples", KERNEL)
         threshold = _threshold(shuffle, [*groups], samples) if judge.facts & TOP else math.nan
         tables = [_Languages(path, facts, work, shuffle.buckets, context) for path, facts in judge.tables().items()]
-        with ExitStack() as stack:
-            subsets = {name: stack.enter_context(_Subset.writing(output, name, overwrite)) for name in asked}
-            for bucket in context.progress(range(shuffle.buckets), "writing subsets", shuffle.buckets):
-                records = shuffle.read([*groups], bucket)
-                records["facts"] |= np.where(records["score"] >= threshold, TOP, 0).astype(np.uint8)
-                for table in tables:
-                    table.mark(records, bucket)
-                records = _by_uid(records)
-                for name, subset in subsets.items():
-                    subset.add(records[(records["facts"] & BASELINES[name]) == BASELINES[name]])
-            kept = {name: subset.finish() for name, subset in subsets.items()}
+        seen = 0  # facts that some sample has
+        for bucket in context.progress(range(shuffle.buckets), "writing subsets", shuffle.buckets):
+            records = shuffle.read([*groups], bucket)
+            records["facts"] |= np.where(records["score"] >= threshold, TOP, 0).astype(np.uint8)
             for table in tables:
-                if samples and table.unknown == samples:
-                    raise UserError(
-                        f"{table.path} names none of {samples:,} samples by uid: give the languages of this metadata"
-                    )
+                table.mark(records, bucket)
+            seen |= int(np.bitwise_or.reduce(records["facts"]))
+            records = _by_uid(records)
+            for name, subset in subsets.items():
+                subset.add(records[(records["facts"] & BASELINES[name]) == BASELINES[name]])
+        kept = {name: subset.finish() for name, subset in subsets.items()}
+        for fact, language in judge.languages.items():
+            if samples and not seen & fact:
+                raise UserError(
+                    f"not one of {samples:,} samples is in English by {language}: English is 'en', and a table names the uids of this "
+                    "metadata"
+                )
     unknown = {str(table.path): table.unknown for table in tables}
     return Subsets(samples, kept, None if math.isnan(threshold) else threshold, unknown)
 
@@ -185,16 +191,17 @@ class _Judge:
     def facts(self) -> int:
         return int(np.bitwise_or.reduce([BASELINES[name] for name in self.asked]))
 
-    def _language(self, fact: int) -> str | None:
-        found: str | None = getattr(self.request, FACTS[fact][1][0]) if self.facts & fact else None
-        return found
+    @cached_property
+    def languages(self) -> dict[int, str]:
+        """Column or table of the languages that each fact is found by."""
+        facts = [fact for fact in (ENGLISH, LAION_ENGLISH) if self.facts & fact]
+        return {fact: getattr(self.request, FACTS[fact][1][0]) for fact in facts}
 
     @cached_property
     def columns(self) -> list[str]:
         """Columns of the metadata that are read."""
         found = ["uid", *(column for fact, (columns, _) in FACTS.items() if self.facts & fact for column in columns)]
-        languages = [self._language(fact) for fact in (ENGLISH, LAION_ENGLISH)]
-        return [*dict.fromkeys([*found, *(name for name in languages if name is not None and not _is_table(name))])]
+        return [*dict.fromkeys([*found, *(name for name in self.languages.values() if not _is_table(name))])]
 
     @cached_property
     def captions(self) -> CaptionFacts:
@@ -229,6 +236,8 @@ class _Judge:
             for _, chunk in row_chunks(blocks, BATCH_ROWS):
                 labels = products(chunk)
                 held[labels[labels >= 0]] = True
+        if not held.any():
+            raise UserError(f"`target` {self.request.target}: not one of its rows holds finite numbers")
         return products, held
 
     def check(self) -> None:
@@ -245,19 +254,18 @@ class _Judge:
     def tables(self) -> dict[Path, int]:
         """Return the tables of languages, and the facts that each gives."""
         found = dict[Path, int]()
-        for fact in (ENGLISH, LAION_ENGLISH):
-            name = self._language(fact)
-            if name is not None and _is_table(name):
+        for fact, name in self.languages.items():
+            if _is_table(name):
                 found[Path(name)] = found.get(Path(name), 0) | fact
         return found
 
     def __getstate__(self) -> dict[str, Any]:
         return {"request": self.request, "asked": self.asked}
 
-    def records(self, path: Path) -> list[Records]:
-        """Return the records of a metadata file."""
+    def records(self, path: Path) -> Iterator[Records]:
+        """Yield the records of a metadata file."""
         try:
-            return [*self._records(path)]
+            yield from self._records(path)
         except DAMAGE as error:
             raise UserError(f"{path} can't be used: {error}") from error
 
@@ -269,7 +277,9 @@ class _Judge:
                 header, stream = stack.enter_context(reading_member(path.with_suffix(".npz"), MEMBER))
                 if fault := matrix_fault(header.shape, header.dtype, dimension):
                     raise ValueError(f"{MEMBER} of its .npz: {fault.reason}: {fault.detail}")
-                if header.fortran or header.shape[0] != table.metadata.num_rows:
+                if header.fortran:
+                    raise ValueError(f"{MEMBER} of its .npz is stored by columns: save it as numpy.ascontiguousarray")
+                if header.shape[0] != table.metadata.num_rows:
                     raise ValueError(
                         f"{MEMBER} of its .npz has {header.shape[0]:,} rows, and it has {table.metadata.num_rows:,}"
                     )
@@ -285,9 +295,8 @@ class _Judge:
             raise ValueError(f"uid {value!r} is not 32 hexadecimal digits")
         records["high"], records["low"] = np.ascontiguousarray(uids).view(">u8").reshape(-1, 2).T
         facts = np.zeros(len(batch), np.int64)
-        for fact in (ENGLISH, LAION_ENGLISH):
-            name = self._language(fact)
-            if name is not None and not _is_table(name):
+        for fact, name in self.languages.items():
+            if not _is_table(name):
                 facts |= _mask(pc.equal(texts(batch.column(name), name), "en")) * fact
         if self.facts & SIMILAR:
             facts |= (_scores(batch, B32) >= _stored(LEAST_B32, batch.column(B32).type)) * SIMILAR
@@ -301,8 +310,7 @@ class _Judge:
                 facts |= ((seen & THREE_WORDS > 0) & long & _fit(batch)) * BASIC
             if self.near is not None and embeddings is not None:
                 judged = (seen & TWO_TOKENS > 0) & long
-                language = self._language(ENGLISH)
-                if language is None or not _is_table(language):
+                if not _is_table(self.languages[ENGLISH]):
                     judged &= facts & ENGLISH > 0
                 products, held = self.near
                 labels = products(embeddings[judged])
@@ -312,13 +320,13 @@ class _Judge:
 
 
 def _judge_files(judge: _Judge, shuffle: Shuffle, group: tuple[str, Sequence[Path]], worker: Worker) -> None:
-    """Write the records of a group of files, which threads judge side by side."""
+    """Write the records of a group of files, which threads judge side by side; a file alone, which may be long, as it is read."""
     judge = worker.cached(repr(judge), lambda: judge)
     judge.check()
+    (name, paths), bits = group, shuffle.buckets.bit_length() - 1
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(worker.cpus) as pool:
-        records = [piece for pieces in pool.map(judge.records, group[1]) for piece in pieces]
-    bits = shuffle.buckets.bit_length() - 1
-    shuffle.write(group[0], ((buckets_of(piece, bits), piece) for piece in records))
+        several = pool.map(lambda path: [*judge.records(path)], paths) if len(paths) > 1 else map(judge.records, paths)
+        shuffle.write(name, ((buckets_of(piece, bits), piece) for pieces in several for piece in pieces))
 
 
 def _is_table(language: str) -> bool:
