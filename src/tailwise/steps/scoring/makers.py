@@ -272,7 +272,6 @@ def _average_clip_losses(work: ScoreWork) -> None:
                 for rows, found in context.map(task, range(batches), "cliploss: batches", KERNEL):
                     losses[rows] = found
                 del losses
-        context.executor.forget()
     for part in work.parts:
         total = sum((map_array(path)[part.span] for path in paths), np.zeros(part.rows))
         work.column.write(part, (total / repetitions).astype(np.float32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -70,7 +71,9 @@ class Mix:
 
         def value(node: ast.AST) -> Values:
             match node:
-                case ast.Constant(value=float() | int() as number) if not isinstance(number, bool):
+                case ast.Constant(value=float() | int() as number) if (
+                    not isinstance(number, bool) and number < math.inf
+                ):
                     return float(number)
                 case ast.Name(id=code) if code != "z":
                     return values[self.names[int(code[1:])]]

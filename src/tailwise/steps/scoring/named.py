@@ -49,7 +49,7 @@ def make_named_score(
         sample), samples_matched.
 
     Raises:
-        UserError: the name is that of a score there is, or the file, the head or the mix is not as it must be.
+        UserError: the name is that of a score there is, or the file, the head or the mix is not as it must be, or gives no sample a score.
     """
     context = context or Context()
     catalog = Catalog.open(catalog)
@@ -58,7 +58,12 @@ def make_named_score(
     place, snapshot = NAMED_SCORE.path(catalog.folder, request.name), catalog.snapshot()
     make: Callable[[ScoreWork], Mapping[str, Any] | None]
     if request.mix is not None:
-        mixed = _Mixed.of(catalog, snapshot, request, Mix(request.mix))
+        mix = Mix(request.mix)
+        if request.name in mix.names:
+            raise UserError(
+                f"`mix` {request.mix}: {request.name} is the name of the mix itself: give it another `name`"
+            )
+        mixed = _Mixed.of(catalog, snapshot, request, mix)
         config, inputs, options, make = mixed.config, mixed.inputs, {}, mixed.make
     else:
         score = request.score
@@ -67,7 +72,7 @@ def make_named_score(
         options, make = score_options(score), find_score(score).make
     artifact = Artifact(place, "score", config, inputs)
     work = ScoreWork(catalog, snapshot, artifact.folder, request.name, options, context)
-    folder = write_score(artifact, work, make)
+    folder = write_score(artifact, work, make, needed=True)
     return dict(read_record(folder / layout.MANIFEST)["summary"])
 
 

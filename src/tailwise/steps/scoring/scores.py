@@ -121,13 +121,22 @@ def _make(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest, context: 
     return write_score(artifact, work, find_score(request).make)
 
 
-def write_score(artifact: Artifact, work: ScoreWork, make: Callable[[ScoreWork], Mapping[str, Any] | None]) -> Path:
-    """Make a score in its artifact unless it is there; return its folder."""
+def write_score(
+    artifact: Artifact,
+    work: ScoreWork,
+    make: Callable[[ScoreWork], Mapping[str, Any] | None],
+    *,
+    needed: bool = False,
+) -> Path:
+    """Make a score in its artifact unless it is there; return its folder. If it is `needed`, some sample must have it."""
     with artifact:
         if not artifact.done:
             figures = make(work) or {}
-            counts = work.context.executor.map(Apply(partial(_count_scored, work.column)), work.parts, KERNEL)
-            artifact.finish({"samples": work.snapshot.rows, "scored": sum(counts), **figures})
+            work.context.executor.forget()  # heads and targets: the next score of this name may have others
+            scored = sum(work.context.executor.map(Apply(partial(_count_scored, work.column)), work.parts, KERNEL))
+            if needed and not scored:
+                raise UserError(f"not one of {work.snapshot.rows:,} samples would have the score {work.name!r}")
+            artifact.finish({"samples": work.snapshot.rows, "scored": scored, **figures})
     if "strict" in work.options:
         summary = read_record(artifact.folder / layout.MANIFEST)["summary"]
         check_matched(work.options["strict"], summary, work.options["file"])
