@@ -316,6 +316,7 @@ def test_output_in_a_value_needs_an_output():
         ([{"filter": {"only": "list.npy"}}], "only is 'list.npy', which is no file"),
         ([{"filter": {"not": "list.npy"}}], "exclude is 'list.npy', which is no file"),
         ([{"plan": {"name": "p", "rates": "r.json"}}], "rates is 'r.json', which is no file"),
+        ([{"score": {"name": "s", "head": "h.pth"}}], "head is 'h.pth', which is no file"),
         ([{"plan": {"name": "p", "method": "scs", "score": "s", "score-file": "s.csv"}}], "score-file is 's.csv'"),
         ([{"train": {"name": "p", "epochs": 1}}], "step train:p: name is 'p', which no step before it makes"),
         (
@@ -347,6 +348,23 @@ def test_steps_may_name_what_earlier_steps_make(tmp_path):
         Step("train", {"name": "p", "epochs": 1, "compose": "diverse:agreed"}),
     ]
     check(made, tmp_path)
+
+
+def test_shares_may_be_a_mapping(run_tailwise, small_catalog, tmp_path):
+    """Also of groups that are numbers, or have commas in their names, which the text of --shares cannot say."""
+    groups, names = tmp_path / "groups.csv", ("1", "2", '"a,b=c"')
+    groups.write_text("".join(["key,g\n", *(f"{row:06d},{names[row % 3]}\n" for row in range(600))]))
+    plan = {"method": "mixture", "clustering": "g", "shares": {1: 3, "a,b=c": 1.0}, "keep": 0.1}
+    steps = [{"group": {"by": "g", "file": str(groups)}}, {"plan": {"name": "p", **plan}}]
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(yaml.safe_dump({"name": "r", "about": "r", "catalog": str(small_catalog.folder), "steps": steps}))
+    run_tailwise("run", recipe)
+    drawn = Plan(small_catalog, "p").draw(0)
+    assert np.array_equal(np.bincount(np.flatnonzero(drawn) % 3), [45, 0, 15])
+    assert "is there" in run_tailwise("run", recipe, "--dry-run").stdout
+    for shares, told in (({"1": "x"}, "shares: 1 is 'x': must be a number"), ([1], r"shares is \[1\]: must be text")):
+        with pytest.raises(UserError, match=told):
+            runner().job(Step("plan", {"name": "p", **plan, "shares": shares}))
 
 
 def test_a_dry_run_takes_a_finished_score_for_the_same(run_tailwise, small_catalog, tmp_path):

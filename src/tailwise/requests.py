@@ -19,6 +19,9 @@ from tailwise.errors import MAX_REJECTED, UserError
 PROJECTIONS = ("pca", "umap")
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 OptionValue = str | int | float
+# Options that name a file to read: fields of requests, and the option --from.
+FILES = frozenset({"entries", "file", "only", "exclude", "head", "rates", "score_file", "shares", "from"})
+FILES |= {"classes", "templates", "train_counts"}
 
 _given: ContextVar[frozenset[str]] = ContextVar("given", default=frozenset())  # fields that the user named
 
@@ -30,7 +33,7 @@ UnmatchedRows = Annotated[
 ]
 Match = Annotated[
     str | None,
-    "What the file names samples by: uid, key, shard (its path, and key), url, sha256 or md5.  [default: what it has]",
+    "What the file names samples by: uid, key, shard (its path, and key), url, sha256 or md5.  [default: what fits best]",
 ]
 Without = Annotated[Sequence[str], "A drop list (of dedup or filter) whose samples take no part; may be given again."]
 Workers = Annotated[int | None, "Processes; one a processor by default."]

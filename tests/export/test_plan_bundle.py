@@ -169,6 +169,8 @@ def test_the_same_plan_gives_the_same_bytes_and_the_record_says_what_it_was_made
         export(Plan(catalogs["ours"], "rates"), "plan-bundle", tmp_path / "b")
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "x").write_text("")
+    with pytest.raises(UserError, match="`epoch` does nothing in an export to plan-bundle, which is of all epochs"):
+        export(plan, "plan-bundle", tmp_path / "of-one", epoch=3)
     with pytest.raises(UserError, match="holds something else"):
         export(plan, "plan-bundle", tmp_path / "else")
     with pytest.raises(UserError, match="`licence` 'a b'"):

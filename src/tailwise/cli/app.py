@@ -211,7 +211,8 @@ def takes(request: type) -> Callable[[Callable[..., None]], Callable[..., None]]
         shown = [each for name in own for each in (options.values() if name == "request" else [own[name]])]
         signature = inspect.Signature([each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in shown])
         call.__name__, call.__doc__ = command.__name__, command.__doc__
-        vars(call).update(ready=ready, __signature__=signature)
+        mappings = {name: each for name in hints for each in get_args(hints[name]) if get_origin(each) is Mapping}
+        vars(call).update(ready=ready, mappings=mappings, __signature__=signature)
         return call
 
     return decorate

@@ -53,7 +53,8 @@ def step_commands() -> dict[str, Command]:
             names = (spelt if isinstance(spelt, str) else item.name).replace("_", "-").replace("--", "").split("/")
             bounded = kind if shown.min is None else Annotated[kind, Field(ge=shown.min)]
             argument = isinstance(shown, ArgumentInfo)
-            options |= dict.fromkeys(names, Option(item.name, names, bounded, item.default, argument))
+            mapping = getattr(calls[command], "mappings", {}).get(item.name)
+            options |= dict.fromkeys(names, Option(item.name, names, bounded, item.default, argument, mapping))
         commands[command] = Command(options, getattr(calls[command], "ready", partial(partial, calls[command])))
     return commands
 

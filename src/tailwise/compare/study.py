@@ -40,6 +40,7 @@ from tailwise.plan.plan import Plan
 from tailwise.progress import Item
 from tailwise.recipes.recipe import with_folder
 from tailwise.report.study import PLANS
+from tailwise.requests import FILES
 from tailwise.steps.planning.plan import default_clustering
 from tailwise.storage.local import locked, replacing
 from tailwise.train.runs import changes
@@ -50,16 +51,6 @@ SEED = "{seed}"  # in an option of a row: the seed of the run
 RUNS, CACHE, SECONDS, RESULT, TRAINED = "runs", "cache", "seconds", "result.json", "trained.json"
 NOT_DECIDING = {"workers", "max_rejected"}
 PATHS = {"classes", "templates", "train_counts", "pool"}
-FILES = {
-    "score-file",
-    "rates",
-    "entries",
-    "shares",
-    "from",
-    "classes",
-    "templates",
-    "train_counts",
-}  # options that name files
 FILE = "file "  # begins the names of their hashes
 PACKAGES = ("torch", "open_clip_torch", "numpy", "timm")  # their versions decide a training
 
@@ -350,9 +341,8 @@ def _describe(result: Mapping[str, Any]) -> str:
 
 def _hashes(options: Iterable[tuple[str, Any]]) -> dict[str, str | None]:
     """Return the hash of each file that options name; of a plan bundle, that of its record."""
-    named = (
-        (name, Path(value).expanduser()) for name, value in options if name in FILES and isinstance(value, str | Path)
-    )
+    given = ((name, value) for name, value in options if isinstance(value, str | Path))
+    named = ((name, Path(value).expanduser()) for name, value in given if name.replace("-", "_") in FILES)
     places = ((name, path / RECORD if path.is_dir() else path) for name, path in named)
     return {f"{FILE}{name}": _hash(path, path.stat().st_mtime_ns) for name, path in places if path.is_file()}
 

@@ -70,8 +70,8 @@ class ExportFormat:
     """A format."""
 
     write: Export  # writes the export, and returns its number of entries
-    # returns True if the export differs from epoch to epoch
-    by_epoch: Callable[[Plan], bool] = lambda plan: plan.changes
+    # returns True if the export differs from epoch to epoch; None if it is of all epochs
+    by_epoch: Callable[[Plan], bool] | None = lambda plan: plan.changes
     # figures to report to the user
     figures: Callable[[Plan, int, Context], Mapping[str, float]] = lambda _plan, _epoch, _context: {}
     # refuses plans that the format cannot hold in any epoch
@@ -86,7 +86,7 @@ EXPORTS: dict[str, ExportFormat] = {
     "parquet": ExportFormat(_to_file(write_parquet, is_table(SCHEMA))),
     "urls": ExportFormat(_to_file(write_urls, is_table(URL_SCHEMA), asks=True), lambda _: False, options=["captions"]),
     "shards": ExportFormat(_to_shards, options=["shard_samples", "workers", "max_rejected", "captions"]),
-    "plan-bundle": ExportFormat(write_plan_bundle, lambda _: False, options=["licence"]),
+    "plan-bundle": ExportFormat(write_plan_bundle, None, options=["licence"]),
     "embedding-atlas": ExportFormat(
         _to_file(write_embedding_atlas, is_table(ATLAS_SCHEMA), asks=True),
         lambda plan: plan.annealed,
@@ -138,7 +138,9 @@ def _format(name: str, plan: Plan, epoch: int | None, context: Context) -> tuple
     if name not in EXPORTS:
         raise UserError(f"unknown export {name!r}: {did_you_mean(name, EXPORTS)}")
     chosen = EXPORTS[name]
-    if epoch is None and chosen.by_epoch(plan):
+    if chosen.by_epoch is None and epoch is not None:
+        raise UserError(f"`epoch` does nothing in an export to {name}, which is of all epochs: leave it out")
+    if epoch is None and chosen.by_epoch is not None and chosen.by_epoch(plan):
         chosen.check(plan, context)
         raise UserError(f"the epochs of plan {plan.name!r} differ: name the one to write with `epoch` (0, 1, …)")
     return chosen, plan.drawn_epoch(epoch or 0)

@@ -22,7 +22,7 @@ from tailwise.pipeline.costs import SECONDS, Pool, duration
 from tailwise.pipeline.steps import TRAINER, Command, Option, Step
 from tailwise.recipes import Phase, load_recipe
 from tailwise.recipes.recipe import Values, read_as, with_folder
-from tailwise.requests import as_given
+from tailwise.requests import FILES, as_given
 from tailwise.steps.planning.plan import check_method, default_clustering
 from tailwise.text import did_you_mean, option_words
 from tailwise.train.arguments import ALLOW_CODE, refuse_code
@@ -32,7 +32,6 @@ DEFAULTS: Mapping[str, dict[str, Any]] = {"train": {"resume": True}}  # begins w
 OUTPUTS = ("draw", "export", "excluded")  # commands that write to their `output`
 OUTPUT = "{output}"  # in a value of a step: the folder for exports
 CHECKPOINT = "checkpoint:"
-FILES = ("entries", "file", "only", "exclude", "rates", "score_file")  # values of steps that are files of the user
 CODE = {"methods", "allow-code"}  # options of steps that run code of the recipe
 GIVEN = ("catalog", "paths", "json", "place", "suggest")  # of commands, and not for recipes to give
 # Commands that may refuse a number of workers → whether they do, by the options of the step.
@@ -187,7 +186,7 @@ class Runner:
             )
         if (given := job.asked.get("method")) is not None and job.asked["methods"] is None:
             check_method(given)
-        for name in FILES:
+        for name in sorted(FILES):
             path = job.asked.get(name)
             if isinstance(path, Path) and not path.is_file() and ("output", path) not in made:
                 raise NotFoundError(f"{name.replace('_', '-')} is {str(path)!r}, which is no file")

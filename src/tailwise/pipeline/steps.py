@@ -62,11 +62,14 @@ class Option:
     kind: Any  # type of the value
     default: Any  # value that it has where the step does not give it; `inspect.Parameter.empty` if the step has to
     argument: bool  # whether it stands without its name on the command line
+    mapping: Any = None  # type of a mapping that a recipe may give in place of a text
 
     def read(self, name: str, value: object) -> Any:  # noqa: ANN401  (of the option's kind)
         """Return a value of YAML, or a text, as the command takes it; a UserError says what is allowed. The path of the catalog stays."""
         if isinstance(value, PurePath):
             return value
+        if self.mapping is not None and isinstance(value, Mapping):
+            return read_as(self.mapping, {str(key): item for key, item in value.items()}, name)
         if self.kind == list[str]:
             pairs = [f"{key}={item}" for key, item in value.items()] if isinstance(value, Mapping) else value
             return [str(each) for each in (pairs if isinstance(pairs, list) else [pairs])]
@@ -88,6 +91,8 @@ class Command:
         flags: list[str] = []
         arguments: dict[str, list[str]] = {}
         for name, value in given.items():
+            if isinstance(value, Mapping):
+                value = ",".join(f"{key}={item}" for key, item in value.items())  # noqa: PLW2901
             option, texts = self.options[name], [str(each) for each in (value if isinstance(value, list) else [value])]
             if option.argument:
                 if name != TRAINER and any(text.startswith("-") for text in texts):  # the line would give an option

@@ -11,6 +11,7 @@ import codecs
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -78,10 +79,18 @@ def key_of(line: str, number: int) -> str:
     return key
 
 
-def parse_json(text: str | bytes) -> Any:  # noqa: ANN401  (any JSON value)
-    """Return the value of a JSON text; raise a ValueError if it is not JSON, or nested too deeply."""
+def parse_json(text: str | bytes, *, unique: bool = False) -> Any:  # noqa: ANN401  (any JSON value)
+    """Return the value of a JSON text; raise a ValueError if it is not JSON, nested too deeply, or if `unique` gives a name twice."""
+
+    def pairs(given: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(given)
+        if len(found) < len(given):
+            name = next(name for name, count in Counter(name for name, _ in given).items() if count > 1)
+            raise ValueError(f"it gives {name!r} twice")
+        return found
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=pairs if unique else None)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 

@@ -16,6 +16,7 @@ from tailwise.catalog.files import read_record, write_record
 from tailwise.catalog.noted import HASH_COLUMNS, noted_hash, noted_hashes
 from tailwise.cli import app
 from tailwise.errors import UserError
+from tailwise.plan import Plan
 from tailwise.requests import FilterRequest, NamedScoreRequest, PlanRequest, ScoreRequest
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.planning.plan import make_plan
@@ -255,6 +256,26 @@ def test_dead_links_are_counted_refused_and_replaced(catalog, tmp_path):
     longer.write_text(path.read_text() + "\n" + "\n".join(hashlib.md5(b"more %d" % n).hexdigest() for n in range(150)))
     with pytest.raises(UserError, match="155 samples are missing, and 105 others can take their place"):
         filter_samples(catalog, FilterRequest(only=longer, refill="random", name="x"))
+
+
+def test_a_table_is_matched_by_the_names_that_fit_best(catalog, tmp_path):
+    """Also if some of its uids and keys happen to be those of samples, and several samples have one of its keys."""
+    others = [hashlib.md5(b"other %d" % row).hexdigest() for row in range(100)]
+    names = {"uid": [UIDS[0], *others[1:]], "key": ["199"] * 100, "sha256": SHA256[:100], "url": [None, *URLS[1:100]]}
+    pq.write_table(pa.table({**names, "rate": [0.5] * 100}), tmp_path / "t.parquet")
+    filter_samples(catalog, FilterRequest(only=tmp_path / "t.parquet"))
+    (tmp_path / "t.csv").write_text(
+        "".join(["uid,key,url\n", *(f"{uid},k,{url}\n" for uid, url in zip(others, URLS, strict=False))])
+    )
+    assert kept(catalog, "only") == [*range(100), 195, 196, 197, 198, 199]
+    filter_samples(catalog, FilterRequest(only=tmp_path / "t.csv", name="csv"))
+    assert kept(catalog, "csv") == [*range(100), *range(190, 200)]
+    filter_samples(catalog, FilterRequest(only=tmp_path / "t.parquet", match="uid", name="uids"))
+    assert kept(catalog, "uids") == [0]
+    make_plan(catalog, "p", PlanRequest(rates=tmp_path / "t.parquet", missing_rate=0))
+    assert Plan(catalog, "p").summary["matched_by"] == "sha256"
+    made = make_named_score(catalog, NamedScoreRequest(name="rate", file=tmp_path / "t.parquet"))
+    assert made["matched_by"] == "sha256" and made["scored"] == 105
 
 
 def test_rates_by_sha256_as_released(catalog, tmp_path):

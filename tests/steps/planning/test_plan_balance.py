@@ -36,7 +36,7 @@ def plain_rates(matched):
 
 @pytest.mark.parametrize("limit", [1, 7, 40, 10_000])
 def test_rates_are_those_of_the_plain_algorithm(captioned, captions, entries, limit, plain_rates, matched, listed):
-    plan = make_balanced_plan(captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=limit), workers=1)
+    plan = make_balanced_plan(captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=limit))
     rates, counts = plain_rates(captions, limit)
     np.testing.assert_allclose(plan.rates[:], rates, rtol=1e-6)
     table = pq.read_table(plan.folder / "entries.parquet").to_pydict()
@@ -50,13 +50,11 @@ def test_rates_are_those_of_the_plain_algorithm(captioned, captions, entries, li
 
 
 def test_samples_without_an_entry_are_never_drawn_and_it_draws_once(captioned, captions, entries, matched):
-    plan = make_balanced_plan(captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=3), workers=1)
+    plan = make_balanced_plan(captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=3))
     assert plan.rates[:2].tolist() == [0, 0]
     assert np.array_equal(plan.draw(0), plan.draw(5))
     assert plan.draw(0)[[not matched(caption) for caption in captions]].sum() == 0
-    fresh = make_balanced_plan(
-        captioned, "q", PlanRequest("text-balance", entries=entries, per_entry=3, dynamic=True), workers=1
-    )
+    fresh = make_balanced_plan(captioned, "q", PlanRequest("text-balance", entries=entries, per_entry=3, dynamic=True))
     draws = np.stack([fresh.draw(epoch) for epoch in range(300)])
     assert not np.array_equal(draws[0], draws[1])
     assert np.abs(draws.mean(0) - fresh.rates[:]).max() < 5 * np.sqrt(0.25 / 300)
@@ -66,27 +64,25 @@ def test_samples_without_an_entry_are_never_drawn_and_it_draws_once(captioned, c
 def test_the_limit_follows_from_the_budget(captioned, captions, entries, plain_rates, matched):
     can_be = sum(map(bool, map(matched, captions)))
     for number, wanted in enumerate((1, 20, 77, can_be - 1, can_be)):
-        plan = make_balanced_plan(
-            captioned, f"p{number}", PlanRequest("text-balance", entries=entries, budget=wanted), workers=1
-        )
+        plan = make_balanced_plan(captioned, f"p{number}", PlanRequest("text-balance", entries=entries, budget=wanted))
         assert plan.rates[:].sum(dtype=float) == pytest.approx(wanted, abs=0.5001)
         rates, _ = plain_rates(captions, plan.manifest["summary"]["per_entry"])
         np.testing.assert_allclose(plan.rates[:], rates, rtol=1e-6)
-    share = make_balanced_plan(captioned, "share", PlanRequest("text-balance", entries=entries, keep=0.25), workers=1)
+    share = make_balanced_plan(captioned, "share", PlanRequest("text-balance", entries=entries, keep=0.25))
     assert share.rates[:].sum(dtype=float) == pytest.approx(round(0.25 * 173), abs=0.5001)  # of all captions
     assert share.config["budget"] == round(0.25 * 173)
 
 
 def test_what_was_removed_is_neither_counted_nor_drawn(captioned, captions, entries, tmp_path, plain_rates):
-    make_balanced_plan(captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=5), workers=1)
+    make_balanced_plan(captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=5))
     gone = [2, 50, 51, 172]
     (tmp_path / "gone.txt").write_text("\n".join(f"{row:05d}" for row in gone))
     remove(captioned, tmp_path / "gone.txt")
     old = make_balanced_plan(
-        captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=5), workers=1
+        captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=5)
     )  # what was finished stays as it is
     assert old.rates[:][gone].any()
-    plan = make_balanced_plan(captioned, "q", PlanRequest("text-balance", entries=entries, per_entry=5), workers=1)
+    plan = make_balanced_plan(captioned, "q", PlanRequest("text-balance", entries=entries, per_entry=5))
     left = [caption for row, caption in enumerate(captions) if row not in gone]
     assert not plan.rates[:][gone].any()
     np.testing.assert_allclose(np.delete(plan.rates[:], gone), plain_rates(left, 5)[0], rtol=1e-6)
@@ -101,7 +97,7 @@ def test_what_was_dropped_is_neither_counted_nor_drawn(captioned, captions, entr
         write_drops(artifact, captioned.parts(), [pa.Table.from_pylist(rows, DROPPED_SCHEMA)])
         artifact.finish({})
     plan = make_balanced_plan(
-        captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=5, without=["some"]), workers=1
+        captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=5, without=["some"])
     )
     left = [caption for row, caption in enumerate(captions) if row % 3]
     assert not plan.rates[:][dropped].any()
@@ -110,7 +106,8 @@ def test_what_was_dropped_is_neither_counted_nor_drawn(captioned, captions, entr
 
 def test_the_result_is_the_same_with_two_processes(captioned, entries, tree_bytes):
     for name, workers in (("p", 1), ("q", 2)):
-        make_balanced_plan(captioned, name, PlanRequest("text-balance", entries=entries, budget=50), workers=workers)
+        match_entries(captioned, entries, workers=workers)
+        make_balanced_plan(captioned, name, PlanRequest("text-balance", entries=entries, budget=50))
         matches = tree_bytes(captioned.folder / "matches")
         for path in (captioned.folder / "matches").glob("*/*"):
             path.unlink()
@@ -142,29 +139,26 @@ def test_plans_share_matches_and_matching_goes_on_where_it_was_interrupted(capti
     assert totals == [6, 2]  # row groups: the first part's 4 were done
     resumed = tree_bytes(captioned.folder / "matches")
     make_balanced_plan(
-        captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=2), workers=1, context=Context(counting)
+        captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=2), context=Context(counting)
     )
     make_balanced_plan(
-        captioned, "q", PlanRequest("text-balance", entries=entries, per_entry=3), workers=1, context=Context(counting)
+        captioned, "q", PlanRequest("text-balance", entries=entries, per_entry=3), context=Context(counting)
     )
     assert totals == [6, 2]
     for path in (captioned.folder / "matches").glob("*/*"):
         path.unlink()
-    match_entries(captioned, entries, workers=1)
+    match_entries(captioned, entries)
     assert tree_bytes(captioned.folder / "matches") == resumed
 
 
 def test_case_counts_unless_ignored(captioned, captions, tmp_path, matched):
     (tmp_path / "e.txt").write_text("CAT\nCat\nzÜRICH\n")
     with pytest.raises(UserError, match=r"not one caption holds one of the 3 entries, such as 'CAT'"):
-        make_balanced_plan(
-            captioned, "p", PlanRequest("text-balance", entries=tmp_path / "e.txt", per_entry=1), workers=1
-        )
+        make_balanced_plan(captioned, "p", PlanRequest("text-balance", entries=tmp_path / "e.txt", per_entry=1))
     plan = make_balanced_plan(
         captioned,
         "q",
         PlanRequest("text-balance", entries=tmp_path / "e.txt", per_entry=10_000, ignore_case=True),
-        workers=1,
     )
     assert plan.manifest["summary"]["entries"] == 2
     holds = [bool({"cat", "Zürich"} & set(matched(caption))) for caption in captions]
@@ -233,7 +227,7 @@ def test_matches_of_a_plain_list_keep_their_name():
 def test_synonyms_are_balanced_as_one_entry(captioned, captions, tmp_path):
     (tmp_path / "e.txt").write_text("cat|dog\nrare\n")
     plan = make_balanced_plan(
-        captioned, "p", PlanRequest("text-balance", entries=tmp_path / "e.txt", per_entry=5, plurals=True), workers=1
+        captioned, "p", PlanRequest("text-balance", entries=tmp_path / "e.txt", per_entry=5, plurals=True)
     )
     animals = [bool({"cat", "dog"} & set(caption.replace(",", " ").replace("!", " ").split())) for caption in captions]
     rare = ["rare" in caption for caption in captions]
@@ -264,16 +258,16 @@ def test_synonyms_are_balanced_as_one_entry(captioned, captions, tmp_path):
 )
 def test_bad_requests_are_one_line(captioned, entries, options, message):
     with pytest.raises(UserError, match=message):
-        make_balanced_plan(captioned, "p", PlanRequest("text-balance", entries=entries, **options), workers=1)
+        make_balanced_plan(captioned, "p", PlanRequest("text-balance", entries=entries, **options))
 
 
 def test_another_request_under_the_same_name_is_refused(captioned, entries):
-    make_balanced_plan(captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=2), workers=1)
+    make_balanced_plan(captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=2))
     with pytest.raises(UserError, match="`per_entry` 2 → 3"):
-        make_balanced_plan(captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=3), workers=1)
+        make_balanced_plan(captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=3))
     entries.write_text("cat\n")
     with pytest.raises(UserError, match="matches"):
-        make_balanced_plan(captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=2), workers=1)
+        make_balanced_plan(captioned, "p", PlanRequest("text-balance", entries=entries, per_entry=2))
 
 
 @settings(deadline=None)

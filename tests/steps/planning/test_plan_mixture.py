@@ -239,6 +239,7 @@ def test_sources_are_mixed(sourced, tmp_path):
 def test_mistakes_are_named(pool, tmp_path):
     make_plan(pool, "of", PlanRequest("dynamics", keep=0.4))
     (tmp_path / "bad.json").write_text('["big"]')
+    (tmp_path / "twice.json").write_text('{"big": 1, "small": 1, "big": 2}')
     for request, message in (
         (PlanRequest("mixture", clustering="kind", keep=0.5), "needs `shares`"),
         (mixture("big=0.5,bigger=0.5", keep=0.1), "has no group 'bigger': did you mean 'big'"),
@@ -246,6 +247,7 @@ def test_mistakes_are_named(pool, tmp_path):
         (mixture("big=-1", keep=0.1), "numbers above 0"),
         (mixture("big", keep=0.1), "`shares` 'big': give NAME=VALUE"),
         (mixture(str(tmp_path / "bad.json"), keep=0.1), "numbers above 0"),
+        (mixture(str(tmp_path / "twice.json"), keep=0.1), "can't be read as JSON: it gives 'big' twice"),
         (mixture(str(tmp_path / "none.json"), keep=0.1), "can't be read"),
         (mixture("big=1", of="of", keep=0.1), "`keep` does nothing with `of`: plan 'of' decides it"),
         (mixture("big=1", keep=0.1, alpha=0.3), "`alpha` does nothing with method 'mixture'"),

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailwise.catalog.catalog import Catalog, Snapshot
+from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.errors import UserError
 from tailwise.shards.columns import BATCH_BYTES, DAMAGE, open_table, texts, uid_texts
 from tailwise.steps.importing.names import NameIndex, named_rows, sample_name
@@ -175,24 +175,24 @@ def join_values(
     for keys, values in batches:
         index.take(identifier, keys, values)
     index.seal()
-    fill(catalog, snapshot, identifier, index, target, what)
+    fill(catalog, named_rows(catalog, snapshot, identifier, index), identifier, index, target, what)
     refuse_other_pool(identifier, index, target, what, max_rejected)
     return index.unknown
 
 
 def fill(
     catalog: Catalog,
-    snapshot: Snapshot,
+    rows: Iterable[tuple[Part, npt.NDArray[np.int64]]],
     identifier: str,
     index: NameIndex,
     target: npt.NDArray[np.float32],
     what: str | None,
 ) -> None:
-    """Fill in the value of every row that an index names; a UserError if a key has several samples, or a sample two values.
+    """Fill in the value of every row that an index names (see `named_rows`); a UserError if a sample has two values.
 
     `what` is None for values that count how often a name is given.
     """
-    for part, places in named_rows(catalog, snapshot, identifier, index):
+    for part, places in rows:
         hits = np.flatnonzero(places >= 0)
         for at in hits[index.copies[places[hits]] > 1][:1] if what else ():
             name = sample_name(catalog, part, int(at), identifier)

@@ -24,7 +24,7 @@ from tailwise.progress import Track, silent
 from tailwise.shards.columns import DAMAGE, numbers, texts, uid_texts
 from tailwise.sources.embedding_files import StoredRows
 from tailwise.steps.importing.join import BATCH, NO_KEY, batched, column_names, read_table_columns
-from tailwise.steps.importing.names import NameIndex, Names, place_name, sample_hashes
+from tailwise.steps.importing.names import Entries, Matched, NameIndex, Names, match_names, place_name, sample_hashes
 from tailwise.storage.delimited import iterate_keys
 from tailwise.text import did_you_mean
 
@@ -32,7 +32,6 @@ MATCHES = ("uid", "key", "shard", *NOTED)  # kinds of names that users can choos
 SUFFIXES = (".npy", ".txt", ".parquet", ".csv", ".tsv", ".jsonl")
 _VALUED = ("uint64", "uint64", "f")  # fields of a .npy of uids and values
 _HEX = re.compile("[0-9a-fA-F]+")
-Entries = tuple[Names, npt.NDArray[np.float64] | None]
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class SampleList:
         path: .npy of DataComp (dtype "u8,u8": uids; with a third field, a float, also values), .txt with a name a line, a table (.parquet,
             .csv, .tsv, .jsonl) with a column of names, or .json {name: value}.
         what: the values are called, in errors.
-        match: kind of the names, one of MATCHES; None for the first that fits, see `kinds`.
+        match: kind of the names, one of MATCHES; None for the one that fits best, see `kinds`.
         column: of a table, with the values; None for none. Other files have no columns.
     """
 
@@ -229,33 +228,31 @@ def _read_json(stream: IO[bytes]) -> Iterator[tuple[str, float]]:
 
 
 def read_list(
+    catalog: Catalog,
     snapshot: Snapshot,
     listed: SampleList,
     work: Path,
     track: Track = silent,
     check: Callable[[Names, npt.NDArray[np.float64]], None] | None = None,
-) -> Iterator[tuple[str, NameIndex]]:
-    """Yield the kind and the sealed index of the names of a list, for each kind to try.
-
-    The next kind is tried if the caller finds no sample of the names (see `named_rows`).
+) -> Matched:
+    """Return the names of a list, matched to samples by the kind that fits best (see `match_names`).
 
     Args:
-        snapshot: whose rows are about as many as the names.
+        catalog: with the samples.
+        snapshot: whose rows.
         listed: the list.
         work: a folder for the indexes.
         track: shows progress.
         check: refuses bad values of a batch of names.
     """
-    for kind in listed.kinds:
-        index = NameIndex(work / kind, snapshot.rows)
+
+    def entries(kind: str) -> Iterator[Entries]:
         for names, values in track(listed.entries(kind), f"reading {listed.what}"):
             if check is not None and values is not None:
                 check(names, values)
-            index.take(kind, names, values)
-        index.seal()
-        yield kind, index
-        if index.matched:
-            return
+            yield names, values
+
+    return match_names(catalog, snapshot, listed.kinds, entries, work)
 
 
 def no_match(catalog: Catalog, snapshot: Snapshot, listed: SampleList, kind: str, index: NameIndex) -> UserError:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tailwise.shards.noted import hashes_of_part
 from tailwise.storage.local import remove_folder
 
 Names = Sequence[str] | npt.NDArray[Any]  # texts; or uids as HASH
+Entries = tuple[Names, npt.NDArray[np.float64] | None]  # names, and the values of all or none
 EXAMPLES = 1 << 16  # names that are kept as text, for errors
 OF_ONE_SAMPLE = ("key", "image_path", "shard")  # kinds of names: two samples of one such name are not told apart
 
@@ -185,3 +187,77 @@ def named_rows(
         if index.paired:
             numbers[hits] = index.pair(numbers[hits], again)
         yield part, numbers
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Names of a file, matched to the samples of a snapshot.
+
+    Attributes:
+        kind: of the names.
+        index: sealed, with the names that samples have noted.
+        parts: of the snapshot.
+        places: place in the index of the name of each row, int64 [N], mapped; ABSENT for none.
+    """
+
+    kind: str
+    index: NameIndex
+    parts: Sequence[Part]
+    places: npt.NDArray[np.int64]
+
+    def rows(self) -> Iterator[tuple[Part, npt.NDArray[np.int64]]]:
+        """Yield the parts and their places, as `named_rows`."""
+        return ((part, self.places[part.span]) for part in self.parts)
+
+
+def match_names(
+    catalog: Catalog,
+    snapshot: Snapshot,
+    kinds: Iterable[str],
+    entries: Callable[[str], Iterable[Entries]],
+    work: Path,
+    *,
+    paired: bool = False,
+) -> Matched:
+    """Return the names of a file by the kind of which samples have most, of some kinds; the first of equal ones.
+
+    No other kind is tried once samples have all names, none of them twice. A kind of which several samples have one name (see `named_rows`)
+    is left out, if names of another kind belong to samples.
+
+    Args:
+        catalog: with the samples.
+        snapshot: whose rows.
+        kinds: kinds of names, at least one.
+        entries: returns the names of a kind, in batches.
+        work: a folder for the indexes, and for the places.
+        paired: give each of several samples of one name a place of its own (see `NameIndex.pair`).
+
+    Raises:
+        UserError: several samples have one name, and not one sample has a name of another kind.
+    """
+    best, most, fault = None, 0, None
+    for kind in kinds:
+        index = NameIndex(work / kind, snapshot.rows, paired=paired)
+        for names, values in entries(kind):
+            index.take(kind, names, values)
+        index.seal()
+        found = Matched(
+            kind, index, catalog.parts(snapshot), create_array(work / f"{kind}.npy", (snapshot.rows,), np.int64)
+        )
+        try:
+            for part, numbers in named_rows(catalog, snapshot, kind, index):
+                found.places[part.span] = numbers
+        except UserError as error:
+            fault = fault or error
+            continue
+        count = int((found.places >= 0).sum()) if paired else index.matched
+        if best is not None:
+            found, best = (found, best) if count > most or not most else (best, found)
+            remove_folder(best.index.folder)
+        best, most = found, max(most, count)
+        if count == index.count:
+            break
+    if fault is not None and not most:
+        raise fault
+    assert best is not None
+    return best

@@ -31,16 +31,14 @@ from tailwise.steps.planning.grouping import Rows
 from tailwise.steps.planning.weighted import write_shard_offsets
 
 
-def make_balanced_plan(
-    catalog: Catalog, name: str, request: PlanRequest, context: Context | None = None, workers: int | None = None
-) -> Plan:
+def make_balanced_plan(catalog: Catalog, name: str, request: PlanRequest, context: Context | None = None) -> Plan:
     """Make a plan that thins frequent entries: each of a caption's entries is drawn with probability min(1, t / its count).
 
     A sample is kept if at least one of its entries is drawn: with probability 1 − Π (1 − p). Samples without an entry never are.
     An entry's count is the number of captions that it stands in, among those that drop lists and removals leave.
 
     `request`: `entries` that captions hold, or `concepts` that samples have; `per_entry` is t, 20,000 for 400M samples in the paper; from
-    `keep` or `budget`, the expected number of samples, t follows. `workers`: processes that match captions; one a processor by default.
+    `keep` or `budget`, the expected number of samples, t follows.
 
     Raises:
         UserError: the list can't be read, no caption holds an entry, or the request is out of bounds.
@@ -68,7 +66,7 @@ def make_balanced_plan(
         "draw": "bernoulli",
         "seed": request.seed,
     } | ({"plurals": True} if request.plurals else {})
-    found = _lists(catalog, request, snapshot, workers, context)
+    found = _lists(catalog, request, snapshot, context)
     made_of = {LISTED + found.name: found.id} if isinstance(found, Concepts) else found.inputs
     inputs = {"snapshot": snapshot.id, **made_of, **survivors.inputs}
     derived = {"budget": max(1, round(keep * survivors.pool))} if keep is not None else None
@@ -98,9 +96,7 @@ def make_balanced_plan(
     return Plan(catalog, name)
 
 
-def _lists(
-    catalog: Catalog, request: PlanRequest, snapshot: Snapshot, workers: int | None, context: Context
-) -> Matches | Concepts:
+def _lists(catalog: Catalog, request: PlanRequest, snapshot: Snapshot, context: Context) -> Matches | Concepts:
     """Return the entries of each caption, or the concepts of each sample."""
     if request.entries is None:
         concepts = Concepts(catalog, str(request.concepts))
@@ -112,7 +108,6 @@ def _lists(
         ignore_case=request.ignore_case,
         plurals=request.plurals,
         snapshot=snapshot,
-        workers=workers,
         context=context,
     )
 

@@ -28,7 +28,7 @@ from tailwise.plan.plan import DRAWS, Plan
 from tailwise.requests import PlanRequest, refuse_given
 from tailwise.shards.columns import BATCH_ROWS, DAMAGE, open_table
 from tailwise.steps.importing.listed import check_matched
-from tailwise.steps.importing.names import NameIndex, named_rows
+from tailwise.steps.importing.names import Entries, Matched, match_names
 from tailwise.steps.planning.weighted import MAX_REPEATS, write_shard_offsets
 from tailwise.storage.delimited import parse_json, read_text
 from tailwise.storage.local import scratch
@@ -226,26 +226,19 @@ class _Making:
 
     def _match(self, match: str | None) -> tuple[str, npt.NDArray[np.int64]]:
         """Return by what samples are matched, and the number in the bundle of each row, −1 for none: int64 [N], mapped."""
-        sure = ["uid", *TEXTS] if self._bundle.record["uids_of_source"] else list(TEXTS)
-        kinds = [match] if match else list(dict.fromkeys([*sure, "uid"]))
-        best: tuple[int, str, npt.NDArray[np.int64]] | None = None
-        for kind in kinds:
-            if best is not None and best[0] and kind not in sure and not match:
-                continue  # a hash of shard and key may be that of another sample
-            index = NameIndex(self._work / kind, self._bundle.samples, paired=True)
+
+        def entries(kind: str) -> Iterator[Entries]:
             for batch in self._context.progress(self._bundle.batches([kind]), f"matching by {kind}"):
-                index.take(kind, batch.column(0).fill_null("").to_pylist())
-            index.seal()
-            places = create_array(self._work / f"{kind}.npy", (self._snapshot.rows,), np.int64)
-            for part, found in named_rows(self._catalog, self._snapshot, kind, index):
-                places[part.span] = found
-            count = int((places >= 0).sum())
-            if best is None or count > best[0]:
-                best = count, kind, places
-            if count == self._bundle.samples:
-                break
-        assert best is not None
-        return best[1:]
+                yield batch.column(0).fill_null("").to_pylist(), None
+
+        def matched(*kinds: str) -> Matched:
+            return match_names(self._catalog, self._snapshot, kinds, entries, self._work / kinds[0], paired=True)
+
+        if match or self._bundle.record["uids_of_source"]:
+            found = matched(*([match] if match else MATCHES))
+        elif not (found := matched(*TEXTS)).index.matched:
+            found = matched("uid")  # a hash of shard and key, which may be that of another sample
+        return found.kind, found.places
 
     def _values(self) -> dict[str, npt.NDArray[Any]]:
         """Return the numbers of all samples of the bundle, [samples] each, mapped, checked."""

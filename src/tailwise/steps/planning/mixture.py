@@ -73,7 +73,7 @@ def read_shares(given: str | Mapping[str, float] | None) -> dict[str, float]:
     shares: Any = given
     if isinstance(given, str) and given.endswith(".json"):
         try:
-            shares = parse_json(read_text(given))
+            shares = parse_json(read_text(given), unique=True)
         except (OSError, ValueError) as error:
             raise UserError(f"`shares` {given} can't be read as JSON: {error}") from error
     elif isinstance(given, str):

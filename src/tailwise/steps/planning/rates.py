@@ -145,8 +145,9 @@ def _join(
         snapshot = survivors.snapshot
         rates = create_array(work / "rates.npy", (snapshot.rows,), np.float32)
         rates[:] = np.nan
-        for kind, index in read_list(snapshot, listed, work / "names", context.progress, _check_range):
-            fill(catalog, snapshot, kind, index, rates, None if listed.counted else "rate")
+        matched = read_list(catalog, snapshot, listed, work, context.progress, _check_range)
+        kind, index = matched.kind, matched.index
+        fill(catalog, matched.rows(), kind, index, rates, None if listed.counted else "rate")
         if listed.counted and not index.matched:
             raise no_match(catalog, snapshot, listed, kind, index)
         if listed.counted and np.nanmax(rates) > MAX_REPEATS:

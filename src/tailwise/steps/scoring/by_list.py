@@ -23,7 +23,6 @@ from tailwise.kernels.selection import order_statistics
 from tailwise.requests import FilterRequest
 from tailwise.steps.drops import drop_table, write_drops
 from tailwise.steps.importing.listed import SUFFIXES, SampleList, check_matched, no_match, read_list
-from tailwise.steps.importing.names import named_rows
 from tailwise.steps.scoring.scores import make_score, score_config, score_inputs
 from tailwise.storage.local import scratch
 
@@ -98,9 +97,10 @@ class _Judge:
         self._request, self._survivors = request, survivors
         self.parts = catalog.parts(snapshot)
         self._state = create_array(work / "state.npy", (snapshot.rows,), np.uint8)
-        for kind, index in read_list(snapshot, listed, work / "names", context.progress):
-            for part, numbers in named_rows(catalog, snapshot, kind, index):
-                self._state[part.span] = np.where(numbers >= 0, LISTED, OTHER)
+        matched = read_list(catalog, snapshot, listed, work / "names", context.progress)
+        kind, index = matched.kind, matched.index
+        for part, places in matched.rows():
+            self._state[part.span] = np.where(places >= 0, LISTED, OTHER)
         if not index.matched:
             raise no_match(catalog, snapshot, listed, kind, index)
         figures = {"entries": index.count, "names": index.distinct, "names_matched": index.matched}

@@ -298,11 +298,12 @@ def scores_of_file(work: ScoreWork) -> dict[str, Any]:
     with scratch(work.folder / layout.JOINING, own=True) as folder:
         joined = create_array(folder / "score.npy", (work.snapshot.rows,), np.float32)
         joined[:] = np.nan
-        for kind, index in read_list(work.snapshot, listed, folder / "names", work.context.progress):
-            fill(work.catalog, work.snapshot, kind, index, joined, "score")
+        matched = read_list(work.catalog, work.snapshot, listed, folder, work.context.progress)
+        kind, index = matched.kind, matched.index
+        fill(work.catalog, matched.rows(), kind, index, joined, "score")
         refuse_other_pool(kind, index, joined, "score", options["max_rejected"])
-        matched = int((~np.isnan(joined)).sum())
-        figures = {"names": index.distinct, "names_matched": index.matched, "samples_matched": matched}
+        scored = int((~np.isnan(joined)).sum())
+        figures = {"names": index.distinct, "names_matched": index.matched, "samples_matched": scored}
         check_matched(options["strict"], {**figures, "example": index.example}, str(path))
         for part in work.parts:
             work.column.write(part, joined[part.span])
