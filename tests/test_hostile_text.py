@@ -103,7 +103,7 @@ def commands(pool):
         (["delete", catalog, "plans/p", "--dry-run"], ["plans/p"]),
         (["delete", catalog, "plans/no\x1b[/b]"], ["no\x1b[/b]"]),
         (["run", pool / "r[b].yaml", catalog, "--dry-run"], ["[/b]: [red] $\\foo$", str(catalog)]),
-        (["baselines", pool / "none[/b]\x1b", pool / "out"], ["holds no .parquet"]),
+        (["baselines", pool / "none[/b]\x1b", pool / "out"], ["is no folder with .parquet files"]),
         (["baselines", pool / "metadata[b]", pool / "subsets[/b]", "--only", "clip_score"], [str(pool)]),
         (["train", catalog, "no\x1b[/b]", "--", "--model", "x\x1b"], []),
         (["evaluate", pool / "no\x1b[/b].pt", "--data", pool], ["no\x1b[/b].pt"]),
