@@ -124,13 +124,17 @@ def check_one_encoder(catalog: Catalog, columns: Sequence[str], purpose: str) ->
         UserError: so it is.
     """
     image, text = (column_settings(catalog, column) for column in columns)
-    names = [name for name in ("model", "weights") if image and text and image.get(name) != text.get(name)]
-    if names:
+    if names := other_models(image, text):
         said = [repr(read_record(_record(catalog, column))["encoder"]) for column in columns]
         raise UserError(
             f"{purpose} needs both columns of one model, and images were embedded by {said[0]}, texts by {said[1]} (another "
             f"{' and other '.join(names)}): delete one with {_delete(catalog, columns[1])}, and rebuild it"
         )
+
+
+def other_models(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Return which settings of two columns name different models: "model", "weights"; none where a model is not known."""
+    return [name for name in ("model", "weights") if first and second and first.get(name) != second.get(name)]
 
 
 def _delete(catalog: Catalog, column: str) -> str:

@@ -6,11 +6,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tailwise.catalog.files import note_digest
+from tailwise.catalog import Catalog
+from tailwise.catalog.files import note_digest, read_record, write_record
 from tailwise.errors import ConflictError, UserError
 from tailwise.kernels.scores import clip_loss
-from tailwise.requests import ClusterRequest, FilterRequest, GroupRequest, ScoreRequest
+from tailwise.requests import ClusterRequest, EmbedRequest, FilterRequest, GroupRequest, ScoreRequest
 from tailwise.steps.clustering.cluster import cluster
+from tailwise.steps.embedding.embed import embed
 from tailwise.steps.grouping.group import group
 from tailwise.steps.importing.pool import import_pool
 from tailwise.steps.scoring import makers as score_makers
@@ -207,6 +209,26 @@ def test_clusters_near_a_target_are_those_of_datacomps_rule(paired, tmp_path, sm
         assert try_filter(paired, request).summary == summary
     with pytest.raises(ConflictError, match=r"drops/least-1, drops/least-2 were made from clusters/main"):
         delete(paired, ["clusters/main"])
+
+
+def test_a_target_catalog_is_of_the_same_encoder(tmp_path, make_tar, make_image):
+    for name in ("pool", "theirs"):
+        make_tar(tmp_path / f"{name}-tars" / "0.tar", [(f"{at}.jpg", make_image(at)) for at in range(12)])
+        import_pool([str(tmp_path / f"{name}-tars")], tmp_path / name, workers=1)
+        embed(Catalog.open(tmp_path / name), EmbedRequest(encoder="pixels", workers=1))
+    pool, theirs = (Catalog.open(tmp_path / name) for name in ("pool", "theirs"))
+    cluster(pool, ClusterRequest(k=2))
+    for name in ("normsim", "near-target"):
+        assert not np.isnan(score(pool, name, target=str(theirs.folder))).any()
+    record = theirs.embedding_folder("image") / "column.json"
+    made = dict(read_record(record))
+    write_record(record, {**made, "settings": {**made["settings"], "model": "ViT-B-32", "weights": "laion2b"}})
+    for name in ("normsim", "near-target"):
+        with pytest.raises(
+            UserError,
+            match="theirs was embedded by model ViT-B-32, weights laion2b, and the catalog's images by model pixels, ",
+        ):
+            score(pool, name, target=str(theirs.folder))
 
 
 def test_clusters_near_a_target_need_centroids_of_this_snapshot(small_catalog, tmp_path, make_pool):

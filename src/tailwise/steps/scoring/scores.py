@@ -17,7 +17,7 @@ from tailwise.catalog.captions import ORIGINAL, find_captions
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.catalog.clusterings import Clustering
 from tailwise.catalog.columns import PartColumn
-from tailwise.catalog.embeddings import MODALITIES, check_column, check_one_encoder, column_dimension
+from tailwise.catalog.embeddings import MODALITIES, check_column, check_one_encoder, column_dimension, column_settings
 from tailwise.catalog.files import digest, file_digest, known_record, read_record
 from tailwise.catalog.kinds import NAMED_SCORE
 from tailwise.catalog.scores import score_artifact, score_column
@@ -290,7 +290,8 @@ def _column_id(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> s
 
 def _target_id(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> str:
     target = Target(str(request.options["target"]))
-    target.check(_dimension(catalog, snapshot, _column(catalog, request, "image")))
+    column = _column(catalog, request, "image")
+    target.check(_dimension(catalog, snapshot, column), column_settings(catalog, column))
     return target.id
 
 
@@ -312,7 +313,8 @@ def _clustering_id(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) 
 
 def _target_of_clusters_id(catalog: Catalog, snapshot: Snapshot, request: ScoreRequest) -> str:
     target = Target(str(request.options["target"]))
-    target.check(_clustering(catalog, snapshot, request).centroids.shape[1])
+    clustering = _clustering(catalog, snapshot, request)
+    target.check(clustering.centroids.shape[1], column_settings(catalog, str(clustering.column)))
     return target.id
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from tailwise.catalog import layout
 from tailwise.catalog.catalog import Catalog
-from tailwise.catalog.embeddings import normalise_rows
+from tailwise.catalog.embeddings import column_settings, normalise_rows, other_models
 from tailwise.catalog.files import digest, file_digest
 from tailwise.errors import UserError
 from tailwise.kernels.grid import row_chunks
@@ -29,11 +29,13 @@ class Target:
         self.option, self.path = f"`{option}`", Path(path).expanduser()
         self.blocks: Sequence[Any]
         self.files: list[Path] = [self.path] if self.path.is_file() else []
+        self._settings: Mapping[str, Any] = {}  # of the encoder, where it is known
         if (self.path / layout.HEADER).exists():
             catalog = Catalog.open(self.path)
             snapshot = catalog.snapshot()
             self.blocks = catalog.embedding_parts("image", snapshot)
             self.id = catalog.embedding_id("image", snapshot)
+            self._settings = column_settings(catalog, "image")
             return
         if self.path.is_dir():
             self.files = [partition.path for partition in find_partitions(self.path).get("image", [])]
@@ -47,8 +49,16 @@ class Target:
             raise UserError(f"{self.option} {path} can't be read as .npy: {error}") from error
         self.id = digest([file_digest(file) for file in self.files])
 
-    def check(self, dimension: int) -> None:
-        """Refuses what is not T rows of `dimension` numbers."""
+    def check(self, dimension: int, settings: Mapping[str, Any] | None = None) -> None:
+        """Refuse what is not T rows of `dimension` numbers, or not of the encoder of a column with these settings."""
+        if names := other_models(self._settings, settings or {}):
+            told = [
+                ", ".join(f"{name} {made.get(name)}" for name in names) for made in (self._settings, settings or {})
+            ]
+            raise UserError(
+                f"{self.option} {self.path} was embedded by {told[0]}, and the catalog's images by {told[1]}: give embeddings of the same "
+                "encoder"
+            )
         for block in self.blocks:
             if len(block.shape) != 2 or block.shape[1] != dimension or block.dtype.kind != "f":
                 raise UserError(
