@@ -213,7 +213,12 @@ def test_clusters_near_a_target_are_those_of_datacomps_rule(paired, tmp_path, sm
 
 def test_a_target_catalog_is_of_the_same_encoder(tmp_path, make_tar, make_image):
     for name in ("pool", "theirs"):
-        make_tar(tmp_path / f"{name}-tars" / "0.tar", [(f"{at}.jpg", make_image(at)) for at in range(12)])
+        images = {
+            f"{at}.{suffix}": make_image(at) if suffix == "jpg" else b"c"
+            for at in range(12)
+            for suffix in ("jpg", "txt")
+        }
+        make_tar(tmp_path / f"{name}-tars" / "0.tar", [*images.items()])
         import_pool([str(tmp_path / f"{name}-tars")], tmp_path / name, workers=1)
         embed(Catalog.open(tmp_path / name), EmbedRequest(encoder="pixels", workers=1))
     pool, theirs = (Catalog.open(tmp_path / name) for name in ("pool", "theirs"))
