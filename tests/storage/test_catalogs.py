@@ -42,7 +42,7 @@ from tailwise.steps.dedup.dedup import dedup
 from tailwise.steps.embedding.embed import embed
 from tailwise.steps.grouping.match import match_entries
 from tailwise.steps.importing.captions import join_captions
-from tailwise.steps.scoring.filter import filter_samples
+from tailwise.steps.scoring.filter import filter_samples, try_filter
 from tailwise.steps.scoring.named import make_named_score
 from tailwise.steps.upkeep import delete as delete_module
 from tailwise.steps.upkeep.delete import delete, rename
@@ -141,6 +141,29 @@ def test_every_step_gives_the_same_bytes(requests, _small_catalog_source, tmp_pa
     shown = [json.dumps(status(catalog), sort_keys=True) for catalog in (local, remote)]
     assert shown[0] == shown[1]
     assert verify(remote) == verify(local)
+
+
+def test_what_was_made_elsewhere_gives_the_same_bytes(stored, small_catalog, tmp_path):
+    """Lists, rates, scores of files, whole clusters near a target, and a bundle."""
+    keys = [f"{row:06d}" for row in range(0, 600, 3)]
+    (tmp_path / "list.txt").write_text("\n".join([*keys, "gone"]))
+    (tmp_path / "values.csv").write_text("\n".join(["key,rate", *(f"{key},{int(key) % 5}" for key in keys)]))
+    np.save(
+        tmp_path / "target.npy", np.concatenate(small_catalog.embedding_parts("image", small_catalog.snapshot()))[:3]
+    )
+    for catalog in (small_catalog, stored):
+        cluster(catalog, ClusterRequest(k=12))
+        filter_samples(catalog, FilterRequest("near-target", target=tmp_path / "target.npy"))
+        filter_samples(catalog, FilterRequest(only=tmp_path / "list.txt", refill="random"))
+        filter_samples(catalog, FilterRequest(exclude=tmp_path / "values.csv"))
+        assert try_filter(catalog, FilterRequest(exclude=tmp_path / "list.txt")).summary["dropped"] == 200
+        make_named_score(catalog, NamedScoreRequest(name="rate", file=tmp_path / "values.csv"))
+        plan = make_plan(catalog, "rated", PlanRequest(rates=tmp_path / "values.csv", missing_rate=0))
+        export_plan(plan, "plan-bundle", tmp_path / "bundle")  # the second finds the same bytes
+        make_plan(catalog, "again", PlanRequest(source=str(tmp_path / "bundle")))
+    wanted, found = files_of(small_catalog.folder), files_of(stored.folder)
+    assert found.keys() - {".lock"} == wanted.keys()  # which `stored` copied
+    assert [name for name in wanted if found[name] != wanted[name]] == []
 
 
 @pytest.mark.slow

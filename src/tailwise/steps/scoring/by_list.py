@@ -56,7 +56,7 @@ def drop_by_list(catalog: Catalog, name: str, request: FilterRequest, context: C
         inputs |= score_inputs(catalog, snapshot, request.score)
     with Artifact(catalog.drops_folder(name), "filter", config, inputs) as artifact:
         if not artifact.done:
-            with scratch(artifact.path(layout.WORK)) as work:
+            with scratch(artifact.path(layout.WORK), own=True) as work:
                 judge = _Judge(catalog, snapshot, listed, request, survivors, work, context)
                 write_drops(artifact, judge.parts, judge.tables(), context)
                 summary = judge.summary()
