@@ -12,9 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 from tailwise.cli import app
+from tailwise.cli.run import step_commands
 from tailwise.compare.ledger import hours
+from tailwise.compare.recipe import load_compare_recipe
+from tailwise.compare.study import Study
 from tailwise.compare.summary import figures
 from tailwise.errors import UserError
+from tailwise.pipeline.run import Runner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -197,6 +201,18 @@ def test_a_repeated_command_trains_nothing_and_gives_the_same_files(compared, tr
     assert (folder / "differences.png").read_bytes().startswith(b"\x89PNG")
     planned = tailwise("compare", recipe, "--output", folder, "--dry-run", "--only", "random static")
     assert "0 of 2 runs to do" in planned
+
+
+def test_shares_of_a_row_may_be_a_mapping(make_recipe, tmp_path):
+    mixed = {"method": "mixture", "clustering": "shard", "shares": {1: 3.0, "a,b": 1}, "keep": 0.2}
+    recipe = make_recipe(rows={"mixed": mixed, "random dynamic": {"method": "random", "keep": 0.2}})
+    planned = tailwise("compare", recipe, "--output", tmp_path / "out", "--dry-run")
+    assert (
+        "mixed, seed 0: method mixture, clustering shard, shares 1 3, shares a,b 1, keep 0.2, compose shuffle"
+        in planned
+    )
+    (plan, *_) = [run.plan for run in Study(load_compare_recipe(str(recipe)), tmp_path / "out").runs()]
+    assert Runner(step_commands(), tmp_path / "catalog").job(plan).asked["shares"] == {"1": 3, "a,b": 1}
 
 
 def test_other_settings_are_refused_and_another_evaluation_trains_nothing(compared, make_recipe, tmp_path):

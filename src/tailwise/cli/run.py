@@ -250,6 +250,7 @@ def _print_gate(study: Study, runner: Runner, seeds: list[int], only: list[str],
 def _print_runs(study: Study, only: list[str], seeds: list[int]) -> None:
     from tailwise.compare.trainers import seconds_per_step
     from tailwise.pipeline.costs import duration
+    from tailwise.report.study import in_words
 
     training = study.recipe.train
     runs = study.runs(only, seeds)
@@ -267,9 +268,8 @@ def _print_runs(study: Study, only: list[str], seeds: list[int]) -> None:
         source = "unknown until one is done"
     seen = [study.recipe.training(run.row).samples_seen for run in runs]
     for number, (run, result, samples) in enumerate(zip(runs, found, seen, strict=True), 1):
-        options = " ".join(f"{name}={value}" for name, value in run.row.plan.items())
         state = "done" if result is not None else "to do" if pace is None else f"about {duration(pace * samples)}"
-        say(f"{number:3d}. {state:>12}  {run.label}: {options} compose={run.row.compose}")
+        say(f"{number:3d}. {state:>12}  {run.label}: {in_words(run.row.plan)}, compose {run.row.compose}")
     left = [samples for samples, result in zip(seen, found, strict=True) if result is None]
     time_left = "" if pace is None else f", about {duration(pace * sum(left))}"
     each = " to ".join(f"{samples:,}" for samples in sorted({min(seen), max(seen)}))

@@ -69,7 +69,7 @@ class Option:
         if isinstance(value, PurePath):
             return value
         if self.mapping is not None and isinstance(value, Mapping):
-            return read_as(self.mapping, {str(key): item for key, item in value.items()}, name)
+            return read_as(self.mapping, value, name)
         if self.kind == list[str]:
             pairs = [f"{key}={item}" for key, item in value.items()] if isinstance(value, Mapping) else value
             return [str(each) for each in (pairs if isinstance(pairs, list) else [pairs])]

@@ -244,9 +244,9 @@ def _changed_phase(phase: Any, change: Any) -> Any:  # noqa: ANN401  (whatever Y
 
 
 def with_folder(value: Any, folder: Path | str, mark: str = HERE) -> Any:  # noqa: ANN401  (whatever YAML holds)
-    """Return a value of YAML with a folder, or a text, instead of a mark: by default the recipe's folder."""
+    """Return a value of YAML with a folder, or a text, instead of a mark: by default the recipe's folder. All names become text."""
     if isinstance(value, str):
         return value.replace(mark, str(folder))
     if isinstance(value, Mapping):
-        return {name: with_folder(item, folder, mark) for name, item in value.items()}
+        return {str(name): with_folder(item, folder, mark) for name, item in value.items()}
     return [with_folder(item, folder, mark) for item in value] if isinstance(value, list) else value
