@@ -12,6 +12,8 @@ from tailwise.catalog import layout
 from tailwise.errors import UserError
 from tailwise.requests import name_of_dedup
 
+MAX_NAME_BYTES = 200  # file systems take 255, of names with a prefix or suffix
+
 WITHOUT = "without "  # begins the names of drop lists among the inputs of other artifacts
 LISTED = "concepts "  # begins those of lists of concepts
 
@@ -132,7 +134,11 @@ def named_inputs(identity: Mapping[str, Any]) -> Iterator[tuple[Kind, str, str]]
 
 
 def check_name(name: str) -> str:
-    """Return `name`; a UserError says that it has other characters than letters, digits, '.', '_', '-', or begins with a dot."""
+    """Return `name`; a UserError says that it has other characters than letters, digits, '.', '_', '-', begins with a dot, or is long."""
     if not name or name[0] == "." or not all(letter.isalnum() or letter in "._-" for letter in name):
         raise UserError(f"{name!r} can't name an artifact: use letters, digits, '.', '_' and '-'")
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise UserError(
+            f"{name[:20]}… can't name an artifact: it has {len(name.encode())} bytes, more than {MAX_NAME_BYTES}"
+        )
     return name

@@ -33,6 +33,11 @@ def suggest(command: str, *words: object, **options: object) -> None:
     _following[:] = [command_line(command, *shown, **options).strip("`")]
 
 
+def suggest_more(**options: object) -> None:
+    """Add options to the command that was taken, if any."""
+    _following[:] = [" ".join([line, *option_words(options)]) for line in _following]
+
+
 def say_following(*, drop: bool = False) -> None:
     """Print the command that was taken, if any; with `drop`, only forget it."""
     while _following:

@@ -10,7 +10,7 @@ from typer import Option
 
 from tailwise.cli.app import AsJson, CatalogPath, app, open_catalog, say_note, takes, with_progress
 from tailwise.cli.following import suggest as suggest_next
-from tailwise.cli.following import suggest_clusters, suggest_plan
+from tailwise.cli.following import suggest_clusters, suggest_more, suggest_plan
 from tailwise.cli.printing import print_json, print_matched, print_sizes, print_table, say
 from tailwise.requests import ClusterRequest, DedupRequest, FilterRequest, GroupRequest, NamedScoreRequest
 from tailwise.text import command_line
@@ -337,10 +337,8 @@ def filter_(
             _print_listed(made, request)
         else:
             _print_filtered(made)
-        if made.name is None and request.by is None:
-            suggest_next("filter", catalog, **{"only": request.only, "not": request.exclude, "match": request.match})
-        elif "dropped" not in made.summary:
-            suggest_next("filter", catalog, by=made.summary["score"], keep=0.5)
+        if "dropped" not in made.summary:
+            suggest_more(keep=0.5)
         elif made.name is not None and (clusterings := CLUSTERING.finished(opened.folder)):
             suggest_plan(opened, "main" if "main" in clusterings else clusterings[0], [made.name])
         elif made.name is not None:

@@ -354,6 +354,11 @@ def test_the_commands_print_both_shares(catalog, tmp_path):
     told = run("filter", catalog.folder, "--only", tmp_path / "urls.csv", "--dry-run")
     assert "20 of 21 names in" in told and "(95.2%) belong to samples, by url" in told
     assert "these are 20 of 200 samples of the pool (10.0%)" in told and "would drop 180 of 200 samples" in told
+    words = ["filter", catalog.folder, "--only", tmp_path / "urls.csv", "--refill", "width", "--strict", "0.9"]
+    assert " ".join(["next: tailwise", *map(str, words)]) in run(*words, "--dry-run")
+    (tmp_path / "scores.csv").write_text("\n".join(["key,q", *(f"{row:03d},{row}" for row in range(ROWS))]))
+    words = ["filter", catalog.folder, "--by", "q", "--file", tmp_path / "scores.csv"]
+    assert " ".join(["next: tailwise", *map(str, words), "--keep 0.5"]) in run(*words, "--dry-run")
     told = run("filter", catalog.folder, "--not", tmp_path / "urls.csv", "--name", "gone")
     assert "1 entries repeat a name" in told and "drop list 'gone': drops 20 of 200 samples; 180 stay" in told
     told = run("plan", catalog.folder, "p", "--rates", subset(tmp_path / "s.npy", [1, 2]))

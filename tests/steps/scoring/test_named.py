@@ -285,6 +285,7 @@ def test_names_in_a_mix_may_hold_hyphens_and_dots():
         ({"mix": "caption-words", "without": ("none",)}, "no drop list named 'none'"),
         ({"mix": "caption-words", "name": "normsim"}, "`name` 'normsim' is the name of a score that there always is"),
         ({"mix": "caption-words", "name": "a/b"}, "'a/b' can't name an artifact"),
+        ({"mix": "caption-words", "name": "ü" * 101}, "ü… can't name an artifact: it has 202 bytes, more than 200"),
         ({"mix": "z(inf)"}, r"z\(inf\) needs finite scores"),
         ({"mix": "x * 2 + caption-words"}, "`mix` .*: x is the name of the mix itself: give it another `name`"),
         ({"file": "header.csv"}, "not one of 600 samples would have the score 'x'"),
