@@ -141,6 +141,8 @@ def test_our_recipes_are_whole_and_name_real_options(name, tmp_path):
         assert rows == ["random", "planned"]
     elif name in TRUTHS:
         assert rows[:3] == TRUTHS[name]
+    elif name == "tinyimagenet-lt-rules":
+        assert rows == ["random dynamic", "dynamics by concept", "soft cap"]
     else:
         assert rows[:5] == ["random static", "random dynamic", "flat", "dbp after dedup", "dynamics"]
         assert rows[-1] == "full data"

@@ -124,7 +124,8 @@ def compare(
     recipe: Annotated[
         str,
         Argument(
-            metavar="RECIPE", help="A .yaml file, or a name: demo, fashion-lt, tinyimagenet-lt, web-lt, web-lt-rules."
+            metavar="RECIPE",
+            help="A .yaml file, or a name: demo, fashion-lt, tinyimagenet-lt, tinyimagenet-lt-rules, web-lt, web-lt-rules.",
         ),
     ],
     settings: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="Change a KEY, with dots.")] = None,
