@@ -259,8 +259,9 @@ def test_moments_are_exact():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "1 + 2", "1e400*a", "__import__('os')", "a ** 2", "lambda: a", "z(z(a))", "z(1)", "z()", "f(a)", "a.b(c)", "[a]", "a if b else c",
-     "a b", "x = 1", "a; b", "a\x00", "(" * 900, "-" * 1900 + "a", "a" * 2001, "9" * 1999 + "*a", "'a'", "a == b", "1j*a", "a @ b",
+    ["", "1 + 2", "1.5abc", "3.x", "2 024", "1e400*a",
+     "__import__('os')", "a ** 2", "lambda: a", "z(z(a))", "z(1)", "z()", "f(a)", "a.b(c)", "[a]", "a if b else c",
+     "a b", "x = 1", "a; b", "a\x00", "(" * 900, "-" * 1900 + "a", "a" * 2001, "9" * 1999 + "*a", "'a'", "a == b", "a @ b",
      "z(a, b)", "z(x=a)", "a{0}", "f'{a}'", "not a", "~a"],
 )  # fmt: skip
 def test_a_mix_is_numbers_names_and_four_operations(text):
@@ -272,6 +273,9 @@ def test_a_mix_is_numbers_names_and_four_operations(text):
 def test_names_in_a_mix_may_hold_hyphens_and_dots():
     mix = Mix(" -z(clip-score) + 2e-1*a.b - z * .5 ")
     assert mix.names == ["clip-score", "a.b", "z"] and mix.standardised == {"clip-score"}
+    other = Mix("z(3d)*2 - 1e1*2e + .5*1k-v2 - 3")
+    assert other.names == ["3d", "2e", "1k-v2"]
+    assert other({"3d": 4.0, "2e": 0.5, "1k-v2": 8.0}, {"3d": (1.0, 3.0)}) == 2 - 5 + 4 - 3
     assert mix({"clip-score": 5.0, "a.b": 10.0, "z": 4.0}, {"clip-score": (3.0, 4.0)}) == -0.5 + 2 - 2
 
 

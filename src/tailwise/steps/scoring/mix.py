@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tailwise.errors import UserError
 
-_WORD = re.compile(r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|(?P<name>[^\W\d]\w*(?:[.-]\w+)*)")  # numbers, and names
+_WORD = re.compile(r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?!\w)|(?P<name>\w+(?:[.-]\w+)*)")  # numbers, and names
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: np.add,
     ast.Sub: np.subtract,
