@@ -235,7 +235,8 @@ def match_names(
     Raises:
         UserError: several samples have one name, and not one sample has a name of another kind.
     """
-    best, most, fault = None, 0, None
+    best: Matched | None = None
+    most, fault = 0, None
     for kind in kinds:
         index = NameIndex(work / kind, snapshot.rows, paired=paired)
         for names, values in entries(kind):
@@ -251,10 +252,10 @@ def match_names(
             fault = fault or error
             continue
         count = int((found.places >= 0).sum()) if paired else index.matched
-        if best is not None:
-            found, best = (found, best) if count > most or not most else (best, found)
-            remove_folder(best.index.folder)
-        best, most = found, max(most, count)
+        loser, best = (best, found) if count > most or not most else (found, best)
+        if loser is not None:
+            remove_folder(loser.index.folder)
+        most = max(most, count)
         if count == index.count:
             break
     if fault is not None and not most:
