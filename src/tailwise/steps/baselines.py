@@ -116,10 +116,9 @@ def write_baselines(
     judge = _Judge(request, asked)
     judge.check()
     check_output_folder(output, "OUTPUT", [f"{name}.npy" for name in BASELINES]).mkdir(parents=True, exist_ok=True)
-    with (
-        ExitStack() as stack
-    ):  # another command has these files, or they are not ours: said before the work, not after it
+    with ExitStack() as stack:
         stack.callback(context.executor.forget)  # what the options name may change until the next call
+        # Before the work: another command may have these files, or they may not be ours.
         subsets = {name: stack.enter_context(_Subset.writing(output, name, overwrite)) for name in asked}
         work = stack.enter_context(scratch_beside(output / asked[0]))
         shuffle = Shuffle(work / "judged", _RECORD, 1 << bits_of_buckets(samples, BUCKET_ROWS))
