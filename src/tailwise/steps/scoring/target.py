@@ -52,11 +52,11 @@ class Target:
     def check(self, dimension: int, settings: Mapping[str, Any] | None = None) -> None:
         """Refuse what is not T rows of `dimension` numbers, or not of the encoder of a column with these settings."""
         if names := other_models(self._settings, settings or {}):
-            told = [
+            models = [
                 ", ".join(f"{name} {made.get(name)}" for name in names) for made in (self._settings, settings or {})
             ]
             raise UserError(
-                f"{self.option} {self.path} was embedded by {told[0]}, and the catalog's images by {told[1]}: give embeddings of the same "
+                f"{self.option} {self.path} was embedded by {models[0]}, and the catalog's images by {models[1]}: give embeddings of the same "
                 "encoder"
             )
         for block in self.blocks:
