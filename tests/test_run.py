@@ -17,6 +17,8 @@ from tailwise.errors import UserError
 from tailwise.pipeline.run import Runner
 from tailwise.pipeline.steps import FOLDER, STEPS, Step, load_pipeline, with_settings
 from tailwise.plan.plan import Plan
+from tailwise.requests import NamedScoreRequest
+from tailwise.steps.scoring.named import make_named_score
 
 RECIPE = {
     "name": "mine",
@@ -365,6 +367,61 @@ def test_shares_may_be_a_mapping(run_tailwise, small_catalog, tmp_path):
     for shares, told in (({"1": "x"}, "shares: 1 is 'x': must be a number"), ([1], r"shares is \[1\]: must be text")):
         with pytest.raises(UserError, match=told):
             runner().job(Step("plan", {"name": "p", **plan, "shares": shares}))
+
+
+@pytest.mark.parametrize(
+    ("step", "option"),
+    [
+        ({"filter": {"by": "q", "keep": 0.5}}, "by"),
+        ({"filter": {"only": __file__, "refill": "q"}}, "refill"),
+        ({"plan": {"name": "p", "method": "top-score", "score": "q", "keep": 0.5}}, "score"),
+        ({"dedup": {"exact": "bytes", "order": "score", "score": "q"}}, "score"),
+        ({"score": {"name": "m", "mix": "q + caption-words"}}, "mix"),
+    ],
+)
+def test_scores_that_nothing_makes_are_refused(small_catalog, tmp_path, step, option):
+    ((command, options),) = step.items()
+    used = Step(command, options)
+    made = Step("score", {"name": "q", "mix": "caption-words"})
+    for steps, catalog, message in (
+        ([used], tmp_path, f"{option} is 'q', which no step before it makes, and .* has none: add a step score"),
+        (
+            [used, made],
+            small_catalog.folder,
+            "no score 'q': use clip-score, .*, or a score that `tailwise score` named",
+        ),
+    ):
+        with pytest.raises(UserError, match=f"step {used.label}: {message}"):
+            check(steps, catalog)
+    check([made, used], small_catalog.folder)
+    check([Step("import", {}), used], tmp_path / "new")  # it may have a column of this name
+    for name in ("caption-words", "width"):  # there always, and a column
+        check([Step(command, {**options, option: options[option].replace("q", name)})], small_catalog.folder)
+    make_named_score(small_catalog, NamedScoreRequest(name="q", mix="caption-words"))
+    check([used], small_catalog.folder)
+    scores = {"score-file" if command == "plan" else "file": __file__}
+    if option in {"by", "score"} and command != "dedup":
+        check([Step(command, {**options, "by" if option == "by" else "score": "x", **scores})], small_catalog.folder)
+
+
+def test_a_dry_run_compares_what_scores_are_made_of(run_tailwise, small_catalog, tmp_path):
+    rows = "".join(["key,q\n", *(f"{row:06d},{row}\n" for row in range(600))])
+    (tmp_path / "q.csv").write_text(rows)
+    steps = [
+        {"score": {"name": "q", "file": str(tmp_path / "q.csv")}},
+        {"score": {"name": "m", "mix": "0.5*z(q)+q"}},
+        {"filter": {"by": "m", "keep": 0.5, "name": "f"}},
+    ]
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(yaml.safe_dump({"name": "r", "about": "r", "catalog": str(small_catalog.folder), "steps": steps}))
+    run_tailwise("run", recipe)
+    (tmp_path / "q.csv").rename(tmp_path / "r.csv")
+    changes = [f"score:q.file={tmp_path / 'r.csv'}", "score:m.mix=0.5 * z( q ) + q"]
+    same = ["run", recipe, *(word for change in changes for word in ("--set", change))]
+    assert run_tailwise(*same, "--dry-run").stdout.count(" is there ") == 3
+    run_tailwise(*same)
+    other = run_tailwise("run", recipe, *same[2:], "--set", "filter:f.by=q", "--dry-run").stdout
+    assert "refused: it exists with other settings (--by m → q)" in other
 
 
 def test_a_dry_run_takes_a_finished_score_for_the_same(run_tailwise, small_catalog, tmp_path):

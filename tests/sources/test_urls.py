@@ -113,6 +113,8 @@ def test_from_a_list_to_what_img2dataset_downloads(tmp_path):
     assert catalog.snapshot().rows == 15
     filter_samples(catalog, FilterRequest("similarity", minimum=0.25, name="similar"))
     plan = make_plan(catalog, "p", PlanRequest("random", keep=0.4, without=("similar",)))
+    with pytest.raises(UserError, match="`epoch` does nothing in an export to urls without `captions`: leave it out"):
+        export_plan(plan, "urls", tmp_path / "subset.parquet", epoch=2)
     assert export_plan(plan, "urls", tmp_path / "subset.parquet") == 9
     found = pq.read_table(tmp_path / "subset.parquet").to_pydict()
     assert [*found] == ["url", "caption", "uid"]

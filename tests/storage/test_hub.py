@@ -210,7 +210,7 @@ def test_lists_of_urls_are_read_from_the_hub(hub, pool, tmp_path):
     assert samples(catalog) == samples(here)
     assert catalog.shards()["index_checksum"] == here.shards()["index_checksum"]
     plan = make_plan(catalog, "p", PlanRequest("random", keep=1.0))
-    assert export_plan(plan, "urls", tmp_path / "urls.parquet", epoch=0) == 18
+    assert export_plan(plan, "urls", tmp_path / "urls.parquet") == 18
     assert pq.read_table(tmp_path / "urls.parquet")["url"].to_pylist()[9:11] == ["https://1/0", "https://1/1"]
 
 

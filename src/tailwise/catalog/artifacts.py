@@ -56,6 +56,7 @@ class Artifact:
         config: Mapping[str, Any],
         inputs: Mapping[str, str],
         derived: Mapping[str, Any] | None = None,
+        files: Mapping[str, str] | None = None,
     ) -> None:
         """Names the artifact.
 
@@ -66,6 +67,7 @@ class Artifact:
             inputs: name and hash of each thing it is made from. Where only REMOVALS among them has changed, what is finished is taken
                 as it is.
             derived: what follows from both, as JSON values.
+            files: paths of files among the inputs, for people, by option: another path of the same content makes no difference.
         """
         self.identity: dict[str, Any] = {
             "kind": kind,
@@ -75,6 +77,8 @@ class Artifact:
         }
         if derived:
             self.identity["derived"] = dict(derived)
+        if files:
+            self.identity["files"] = dict(files)
         self.place = place
         self.folder = self._finished() or unfinished(place) / digest(self.identity)
         self.done = False
@@ -126,10 +130,10 @@ class Artifact:
 
         Finished artifacts stay valid after a removal of samples; unfinished ones restart.
         """
-        wanted = self.identity
-        if existing["inputs"].get(REMOVALS) != wanted["inputs"].get(REMOVALS):
-            existing, wanted = _removals_aside(existing), _removals_aside(wanted)
-        if existing != wanted:
+        old, new = ({**each, "files": None} for each in (existing, self.identity))
+        if old["inputs"].get(REMOVALS) != new["inputs"].get(REMOVALS):
+            old, new = _removals_aside(old), _removals_aside(new)
+        if old != new:
             name = f"{self.place.parent.name}/{self.place.name}"
             state = "exists" if folder == self.place else "exists unfinished,"
             raise ConflictError(
@@ -224,7 +228,13 @@ def parameters(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters that an artifact was made with, by the names that users give them."""
     config = dict(identity["config"])
     final = config.pop("final_options", None) or {}
-    flat = {f"{name}_end": value for name, value in final.items()}
+    flat = {**{f"{name}_end": value for name, value in final.items()}, **identity.get("files", {})}
+    if identity["kind"] == "score":  # options alone: users give no other names of scores
+        score = config.pop("score")
+        flat |= {name: value for part in (score, *score.get("of", ())) for name, value in part.items()}
+        flat = {name: value for name, value in flat.items() if name not in {"name", "of"}}
+    if identity["kind"] == "filter" and "score" in config:
+        flat["by"] = config.pop("score")
     for name, value in config.items():
         flat |= value if isinstance(value, Mapping) and name not in {"score", "refill", "shares"} else {name: value}
     return flat

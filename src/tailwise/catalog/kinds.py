@@ -24,7 +24,7 @@ class Kind:
 
     section: str  # title in `status`
     folder: str  # of the catalog; each finished artifact is a folder in it
-    columns: tuple[str, ...]  # of `status`: keys of the artifact's configuration, or of what is derived
+    columns: tuple[str, ...]  # of `status`: keys of the artifact's configuration, of what is derived, or of its files
     # commands that make an artifact which users name → the artifact's name, by the values of the command's parameters
     made_by: Mapping[str, Callable[[Mapping[str, Any]], str]] = field(default_factory=dict)
     named_by: Mapping[str, str] = field(default_factory=dict)  # commands that take an artifact by name → their option
@@ -91,7 +91,7 @@ SCORE = Kind("scores", layout.SCORES, ("score",))
 NAMED_SCORE = Kind(
     "named scores",
     layout.NAMED_SCORES,
-    ("mix", "without"),
+    ("file", "head", "mix", "without"),
     made_by={"score": itemgetter("name")},
     prefix="named score ",
 )

@@ -15,7 +15,7 @@ import typer
 from typer import Argument, Option
 from typer.core import TyperGroup
 
-from tailwise.cli.following import say_following, suggest
+from tailwise.cli.following import say_following, suggest_typed
 from tailwise.cli.panels import into_panels
 from tailwise.cli.printing import say
 from tailwise.errors import UserError
@@ -37,6 +37,7 @@ _SAME = (
 )
 _ELSEWHERE |= {name: dashed(name) for name in _SAME}
 _TYPED: dict[str, str] = {}  # the options of this command: present spelling, and as they were typed
+_TRIALS = {"compare": "--gate", "dedup": "--suggest"}  # options that have a command only print, beside --dry-run
 PLAIN = (list[str], str, bool, int, float, Path)  # what Typer parses; of several, the first
 
 
@@ -72,8 +73,9 @@ class _Commands(TyperGroup):
         name = OLD_COMMANDS.get(name, name)
         own = words.index("--") if "--" in words else len(words)
         _TYPED.clear()
-        if "--dry-run" in words[:own]:  # unless the command names another one
-            suggest(name, *(word for at, word in enumerate(words) if word != "--dry-run" or at > own))
+        trials = {"--dry-run", _TRIALS.get(name)}
+        if trials & {*words[:own]}:
+            suggest_typed(name, *(word for at, word in enumerate(words) if word not in trials or at > own))
         return super().resolve_command(ctx, [name, *(_respelled(name, word) for word in words[:own]), *words[own:]])
 
 

@@ -20,10 +20,13 @@ MOST_CLUSTERS, SAMPLES_A_CLUSTER = 500, 50  # as the README and the demo have th
 LARGEST_BATCH, LONGEST_WARMUP = 512, 2000  # of trainings
 
 _following: list[str] = []  # of this command, one at most
+_final: list[bool] = []  # not empty if no other one may take its place
 
 
 def suggest(command: str, *words: object, **options: object) -> None:
     """Take the command to name at the end, instead of one taken before; paths below this folder are shown from here."""
+    if _final:
+        return
     shown = list(words)
     with suppress(OSError):  # this folder may be gone
         here = Path.cwd()
@@ -33,6 +36,12 @@ def suggest(command: str, *words: object, **options: object) -> None:
     _following[:] = [command_line(command, *shown, **options).strip("`")]
 
 
+def suggest_typed(command: str, *words: str) -> None:
+    """Take a command that was tried, as it was typed; no other one takes its place."""
+    suggest(command, *words)
+    _final.append(True)
+
+
 def suggest_more(**options: object) -> None:
     """Add options to the command that was taken, if any."""
     _following[:] = [" ".join([line, *option_words(options)]) for line in _following]
@@ -40,6 +49,7 @@ def suggest_more(**options: object) -> None:
 
 def say_following(*, drop: bool = False) -> None:
     """Print the command that was taken, if any; with `drop`, only forget it."""
+    _final.clear()
     while _following:
         line = _following.pop()
         if not drop:

@@ -376,8 +376,7 @@ def delete(
         "would be deleted" if dry_run else "deleted", ("name", "bytes"), [(i.name, f"{i.size_bytes:,}") for i in found]
     )
     say(f"{total:,} bytes {'would be ' * dry_run}deleted")
-    if not dry_run:
-        suggest("status", catalog)
+    suggest("status", catalog)
 
 
 @app.command()

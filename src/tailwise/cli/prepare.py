@@ -127,8 +127,9 @@ def _suggest_entries(catalog: Catalog, request: GroupRequest, as_json: bool) -> 
     if len(rows) < request.terms:
         say(f"no other term ends a phrase in more than {found.least:,} captions")
     if request.output is not None:
-        options = {"ignore_case": request.ignore_case, "plurals": request.plurals}
-        after = command_line("group", catalog.folder, entries=request.output, **options)
+        options = {"ignore_case": request.ignore_case, "plurals": request.plurals, "workers": request.workers}
+        lists = [word for name in request.without for word in ("--without", name)]
+        after = command_line("group", catalog.folder, *lists, entries=request.output, **options)
         say(f"next: delete lines of {request.output} that are no concepts, then {after}")
 
 
@@ -182,8 +183,7 @@ def dedup(
             print_json(found)
         else:
             _print_guide(found)
-            clustering = ["--clustering", request.clustering] * (request.clustering != "main")
-            suggest_next("dedup", catalog, *clustering, epsilon=0.05)
+            suggest_more(epsilon=0.05)
         return
     made = run(opened, request, with_progress())
     if as_json:

@@ -64,8 +64,7 @@ def remove(
             f"{len(report.ambiguous):,} lines are the key of one sample and the uid of another: taken as keys (name uids in a "
             f".parquet): {', '.join(report.ambiguous[:SHOWN])}"
         )
-    if not dry_run:
-        suggest("excluded", catalog, output="excluded.csv")
+    suggest("excluded", catalog, output="excluded.csv")
     if report.unknown:
         shown = ", ".join(report.unknown[:SHOWN]) + (", …" if len(report.unknown) > SHOWN else "")
         say(f"{len(report.unknown):,} names belong to no sample, and are remembered for later imports: {shown}")

@@ -182,7 +182,6 @@ def compare(
         return
     if gate:
         _print_gate(Study(loaded, folder), runner, chosen, only or [], as_json)
-        suggest("compare", recipe, *(word for each in settings or [] for word in ("--set", each)), output=output)
         return
 
     def report(line: str) -> None:

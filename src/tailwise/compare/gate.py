@@ -74,11 +74,13 @@ class Labels:
 
 def _codes(catalog: Catalog, truth: Truth, column: str, work: Path) -> tuple[npt.NDArray[np.float32], list[str]]:
     """Return the code of each row's value in a column, NaN for none: float32 [N], mapped; and the values by code."""
-    identifier, columns = read_columns(Path(truth.file).expanduser(), column, "classes")
+    path = Path(truth.file).expanduser()
     known: dict[str, int] = {}
 
-    def batches() -> Iterator[Batch]:
-        for keys, values in columns:
+    read_columns(path, column, "classes")  # refuses bad ones
+
+    def batches(identifier: str) -> Iterator[Batch]:
+        for keys, values in read_columns(path, column, "classes", identifier)[1]:
             texts = (None if value in (None, "") else str(value) for value in values.to_pylist())
             codes = [math.nan if text is None else known.setdefault(text, len(known)) for text in texts]
             yield keys, np.array(codes, np.float64)
@@ -86,7 +88,7 @@ def _codes(catalog: Catalog, truth: Truth, column: str, work: Path) -> tuple[npt
     snapshot = catalog.snapshot()
     codes = create_array(work / "codes.npy", (snapshot.rows,), np.float32)
     codes[:] = np.nan
-    join_values(catalog, snapshot, identifier, batches(), codes, work / "keys", "class", MAX_REJECTED)
+    join_values(catalog, snapshot, path, batches, codes, work / "keys", "class", MAX_REJECTED)
     codes[Removals.of(catalog, snapshot).rows] = np.nan
     if not known:
         raise UserError(f"{truth.file} has no value in column {column!r}: give a column of classes")

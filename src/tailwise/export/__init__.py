@@ -77,6 +77,7 @@ class ExportFormat:
     # refuses plans that the format cannot hold in any epoch
     check: Callable[[Plan, Context], None] = lambda _plan, _context: None
     options: Collection[str] = ()  # fields of ExportRequest that have an effect
+    epoch_with: str | None = None  # the one of them without which the epoch has none
 
 
 EXPORTS: dict[str, ExportFormat] = {
@@ -84,7 +85,12 @@ EXPORTS: dict[str, ExportFormat] = {
     "rates-json": ExportFormat(_to_file(write_rates_json, is_text("{")), lambda plan: plan.annealed, rates_above_one),
     "keys": ExportFormat(_to_file(write_keys, is_text(""))),
     "parquet": ExportFormat(_to_file(write_parquet, is_table(SCHEMA))),
-    "urls": ExportFormat(_to_file(write_urls, is_table(URL_SCHEMA), asks=True), lambda _: False, options=["captions"]),
+    "urls": ExportFormat(
+        _to_file(write_urls, is_table(URL_SCHEMA), asks=True),
+        lambda _: False,
+        options=["captions"],
+        epoch_with="captions",
+    ),
     "shards": ExportFormat(_to_shards, options=["shard_samples", "workers", "max_rejected", "captions"]),
     "plan-bundle": ExportFormat(write_plan_bundle, None, options=["licence"]),
     "embedding-atlas": ExportFormat(
@@ -113,13 +119,17 @@ def export(
         UserError: the format is unknown, the epoch is missing, or the file cannot be written there or with these options.
     """
     context, request = context or Context(), request or ExportRequest()
-    chosen, epoch = _format(format_name, plan, epoch, context)
+    chosen, drawn = _format(format_name, plan, epoch, context)
+    if epoch is not None and chosen.epoch_with and not getattr(request, chosen.epoch_with):
+        raise UserError(
+            f"`epoch` does nothing in an export to {format_name} without `{chosen.epoch_with}`: leave it out"
+        )
     for item in fields(request):
         if getattr(request, item.name) != item.default and item.name not in chosen.options:
             others = [name for name, other in EXPORTS.items() if item.name in other.options]
             raise UserError(f"`{item.name}` does nothing in an export to {format_name}: it is for {', '.join(others)}")
     try:
-        return chosen.write(plan, epoch, path, overwrite, request, context)
+        return chosen.write(plan, drawn, path, overwrite, request, context)
     finally:
         context.executor.forget()
 

@@ -14,7 +14,7 @@ from tailwise.catalog.artifacts import parameters
 from tailwise.catalog.catalog import Catalog
 from tailwise.catalog.embeddings import MODALITIES, part_marker
 from tailwise.catalog.files import digest, file_digest, read_json, read_record, write_json
-from tailwise.catalog.kinds import CLUSTERING, CONCEPTS, DROP_LIST, KINDS, MADE_BY, PLAN, Kind
+from tailwise.catalog.kinds import CLUSTERING, CONCEPTS, DROP_LIST, KINDS, MADE_BY, NAMED_SCORE, PLAN, Kind
 from tailwise.catalog.layout import EMBEDDINGS, HEADER, MANIFEST, export_record
 from tailwise.catalog.removals import Removals
 from tailwise.errors import NotFoundError, UserError
@@ -22,8 +22,10 @@ from tailwise.pipeline.costs import SECONDS, Pool, duration
 from tailwise.pipeline.steps import TRAINER, Command, Option, Step
 from tailwise.recipes import Phase, load_recipe
 from tailwise.recipes.recipe import Values, read_as, with_folder
-from tailwise.requests import FILES, as_given
+from tailwise.requests import FILES, ScoreRequest, as_given
 from tailwise.steps.planning.plan import check_method, default_clustering
+from tailwise.steps.scoring.mix import Mix
+from tailwise.steps.scoring.scores import SCORES, score_inputs
 from tailwise.text import did_you_mean, option_words
 from tailwise.train.arguments import ALLOW_CODE, refuse_code
 from tailwise.train.runs import read_run
@@ -32,6 +34,8 @@ DEFAULTS: Mapping[str, dict[str, Any]] = {"train": {"resume": True}}  # begins w
 OUTPUTS = ("draw", "export", "excluded")  # commands that write to their `output`
 OUTPUT = "{output}"  # in a value of a step: the folder for exports
 CHECKPOINT = "checkpoint:"
+# Options that name scores.
+SCORED = {"filter": ("by", "refill"), "plan": ("score",), "dedup": ("score",), "score": ("mix",)}
 CODE = {"methods", "allow-code"}  # options of steps that run code of the recipe
 GIVEN = ("catalog", "paths", "json", "place", "suggest")  # of commands, and not for recipes to give
 # Commands that may refuse a number of workers → whether they do, by the options of the step.
@@ -177,6 +181,7 @@ class Runner:
                 names = default_clustering(str(job.asked["method"])) or []
             for name in [names] if isinstance(names, str) else names:
                 self._require(kind, option, name, made, kind.makers_for.get(command))
+        self._check_scores(job, made)
         encoder = str(job.asked.get("encoder"))
         checkpoint = Path(encoder.removeprefix(CHECKPOINT)).expanduser()
         trained = any(("train", folder) in made for folder in (checkpoint, *checkpoint.parents))
@@ -190,6 +195,19 @@ class Runner:
             path = job.asked.get(name)
             if isinstance(path, Path) and not path.is_file() and ("output", path) not in made:
                 raise NotFoundError(f"{name.replace('_', '-')} is {str(path)!r}, which is no file")
+
+    def _check_scores(self, job: Job, made: Collection[tuple[str, str | Path | None]]) -> None:
+        """Refuse the name of a score that there will not be; a step import may bring columns of any name."""
+        if job.asked.get("file") or job.asked.get("score_file") or any(command == "import" for command, _ in made):
+            return
+        options = [option for option in SCORED.get(job.step.command, ()) if job.asked[option]]
+        for option, name in ((each, name) for each in options for name in _score_names(each, job.asked[each])):
+            if name in SCORES or ("score", name) in made:
+                continue
+            if (opened := self.open()) is None:
+                self._require(NAMED_SCORE, option, name, made)
+            else:
+                score_inputs(opened, opened.snapshot(), ScoreRequest(name))  # refuses it
 
     def _require(
         self,
@@ -254,6 +272,13 @@ class Runner:
         return True
 
 
+def _score_names(option: str, text: str) -> list[str]:
+    """Return the names of the scores in a value of one of SCORED."""
+    if option == "mix":
+        return Mix(text).names
+    return [] if (option, text) == ("refill", "random") else [text]
+
+
 @contextmanager
 def _naming(step: Step) -> Iterator[None]:
     try:
@@ -287,10 +312,11 @@ def _other_settings(catalog: Catalog, job: Job) -> str:
         return ""
     made = parameters(read_record(kind.path(catalog.folder, str(job.makes)) / MANIFEST)["identity"])
     given = [option.replace("-", "_") for option in job.step.options]
-    made = {name: value for name, value in made.items() if name != "shares"}  # other ratios may be the same shares
+    made = {name: value for name, value in made.items() if name not in FILES}  # other texts may mean the same
     made |= {name: value["name"] for name, value in made.items() if isinstance(value, Mapping) and "name" in value}
     both = [(name, made[name], job.asked[name]) for name in given if name in made and name in job.asked]
-    return ", ".join(f"`{name}` {old} → {new}" for name, old, new in both if str(old) != str(new))
+    both = [(name, old, new) for name, old, new in both if str(old).replace(" ", "") != str(new).replace(" ", "")]
+    return ", ".join(f"`{name}` {old} → {new}" for name, old, new in both)
 
 
 # --- steps that write outside of the catalog, and the records by which their files are known again -----------------------

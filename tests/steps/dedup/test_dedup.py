@@ -604,7 +604,9 @@ def test_the_command(catalog):
     assert "--epsilon is missing" in run("dedup", folder, code=2)
     guide = json.loads(run("dedup", folder, "--suggest", "--json"))
     assert len(guide["epsilons"]) == len(EPSILONS)
-    assert "pairs to look at" in run("dedup", folder, "--suggest")
+    told = run("dedup", folder, "--suggest", "--probe", 3, "--column", "image")
+    assert "pairs to look at" in told
+    assert told.endswith(f"next: tailwise dedup {folder} --probe 3 --column image --epsilon 0.05\n")
     assert "--epsilon does nothing with --suggest" in run("dedup", folder, "--suggest", "--epsilon", 0.1, code=2)
     told = json.loads(run("dedup", folder, "--epsilon", 0.05, "--rule", "any-earlier", "--json"))
     assert told["name"] == "duplicates"

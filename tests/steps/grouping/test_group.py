@@ -151,6 +151,18 @@ def test_files_are_joined_by_any_identifier(small_catalog, tmp_path, suffix, ide
     }
 
 
+def test_files_are_joined_by_the_identifier_that_fits_best(small_catalog, tmp_path):
+    """The uids are those of another copy of the pool, but for two."""
+    uids = [f"{row:032x}" for row in range(598)]
+    uids += [row.hex() for part in small_catalog.parts() for row in small_catalog.samples(part)["uid"].to_pylist()][-2:]
+    values = [f"v{row % 3}" for row in range(600)]
+    path = tmp_path / "f.csv"
+    path.write_text("\n".join(["uid,key,language", *map(",".join, zip(uids, KEYS, values, strict=True))]))
+    made = group(small_catalog, GroupRequest("language", file=path))
+    assert made.summary["values_without_sample"] == 0
+    check(small_catalog, "language", values, ["v0", "v1", "v2"])
+
+
 def test_whole_numbers_of_files_are_ordered_as_numbers(small_catalog, tmp_path):
     values = [f"{row % 12}" for row in range(600)]
     for suffix in (".tsv", ".parquet"):

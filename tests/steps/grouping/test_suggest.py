@@ -136,5 +136,10 @@ def test_removed_samples_are_not_counted_and_a_list_is_not_replaced(titled, tmp_
     again = CliRunner().invoke(app, ["group", folder, "--suggest", "--output", str(output)])
     assert "list.txt exists" in str(again.exception)
     assert output.read_text() == "shirt\n"
-    CliRunner().invoke(app, ["group", folder, "--suggest", "--output", str(output), "--overwrite"])
+    CliRunner().invoke(app, ["filter", folder, "--by", "caption-words", "--min", "1"])
+    words = ["--without", "caption-words"]
+    told = (
+        CliRunner().invoke(app, ["group", folder, "--suggest", "--output", str(output), "--overwrite", *words]).output
+    )
+    assert told.endswith(f"then `tailwise group {folder} {' '.join(words)} --entries {output}`\n")
     assert output.read_text().startswith(f"{expected[0][0]}\t{expected[0][1]}\t")

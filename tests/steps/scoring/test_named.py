@@ -320,6 +320,56 @@ def test_a_bad_request_is_one_line(small_catalog, tmp_path, monkeypatch, request
     assert [path.name for path in (small_catalog.folder / "named-scores").glob("[!.]*")] == ["inf"]
 
 
+# --- other settings, and status -----------------------------------------------------------------------------------------
+
+
+def test_other_settings_are_named_as_the_user_typed_them(small_catalog, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    catalog = small_catalog.folder
+    save({"weight": torch.ones(1, 16)}, tmp_path / "h.pt")
+    np.save("t.npy", embeddings(small_catalog)[:9])
+    rows = "".join(["key,q,a-b\n", *(f"{row:06d},{row},{row}\n" for row in range(600))])
+    for name, content in (("a.csv", rows), ("b.csv", rows), ("c.csv", "key,q\n000000,1\n")):
+        (tmp_path / name).write_text(content)
+
+    def score(name, *words):
+        run("score", catalog, "--name", name, *words)
+
+    def refused(*words):
+        with pytest.raises(ConflictError) as caught:
+            score(*words)
+        return str(caught.value).partition(" exists with other settings ")[2].partition(": choose")[0]
+
+    score("q", "--file", "a.csv")
+    score("q", "--file", "b.csv")  # the content counts, not the path
+    assert refused("q", "--mix", "image-bytes") == "(--file a.csv → not given, --mix not given → image-bytes)"
+    assert refused("q", "--head", "h.pt") == "(--file a.csv → not given, --head not given → h.pt)"
+    assert refused("q", "--file", "c.csv") == "(--file a.csv → c.csv)"
+    assert refused("q", "--file", "a.csv", "--column", "a-b") == "(--column not given → a-b)"
+    (tmp_path / "a.csv").write_text("key,q\n000000,1\n")
+    assert refused("q", "--file", "a.csv") == "(score's file changed since)"
+    score("h", "--head", "h.pt")
+    assert refused("h", "--mix", "image-bytes") == "(--head h.pt → not given, --mix not given → image-bytes)"
+    score("a-b", "--file", "b.csv")
+    score("m", "--mix", "0.7*z(a-b)+ -image-bytes - q")
+    score("m", "--mix", " 0.7 * z( a-b ) + - image-bytes -q")  # spaces do not count
+    assert refused("m", "--file", "c.csv") == (
+        "(--file not given → c.csv, --mix 0.7 * z(a-b) + - image-bytes - q → not given)"
+    )
+    score("n", "--mix", "z(normsim)", "--target", "t.npy")
+    assert refused("n", "--mix", "z(normsim)", "--target", "t.npy", "--norm", "inf") == "(--norm 2 → inf)"
+    run("filter", catalog, "--by", "q", "--keep", 0.5, "--name", "f")
+    with pytest.raises(ConflictError, match=r"\(--by q → h\)"):
+        run("filter", catalog, "--by", "h", "--keep", 0.5, "--name", "f")
+    told = run("status", catalog)
+    for line in (
+        "q: file a.csv, snapshot 1, complete",
+        "h: head h.pt, snapshot 1, complete",
+        "m: mix 0.7 * z(a-b) + - image-bytes - q, snapshot 1, complete",
+    ):
+        assert f"  {line}\n" in told
+
+
 # --- who takes them -----------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from tailwise.steps.grouping.write import (
     group_by_source,
     make_grouping,
 )
-from tailwise.steps.importing.join import Columns, join_values, read_columns
+from tailwise.steps.importing.join import Batch, Columns, join_values, read_columns
 
 PLACES = tuple(f"{member}_{what}" for member in ("image", "caption", "json") for what in ("offset", "bytes"))
 IDENTITY = ("key", "uid", "caption", *HASH_COLUMNS.values(), *PLACES)
@@ -136,19 +136,22 @@ def _names(catalog: Catalog, part: Part) -> list[str]:
 
 
 def _of_file(pool: Pool, path: Path, column: str, max_rejected: float) -> Groups:
-    """Joins by uid or key; values that no sample has make no group."""
-    identifier, _ = _open(path, column)
+    """Join by names of samples; values that no sample has make no group."""
     distinct = _distinct(
-        pool.context.progress((values for _, values in _open(path, column)[1]), f"values of {column}"), column
+        pool.context.progress((values for _, values in _open(path, column)), f"values of {column}"), column
     )
     labels = create_array(pool.work / "labels.npy", (pool.snapshot.rows,), np.float32)
     labels[:] = np.nan
-    batches = (_present(keys, _labels(values, distinct)) for keys, values in _open(path, column)[1])
+
+    def batches(identifier: str) -> Iterator[Batch]:
+        opened = pool.context.progress(_open(path, column, identifier), f"joining {column}")
+        return (_present(keys, _labels(values, distinct)) for keys, values in opened)
+
     without_sample = join_values(
         pool.catalog,
         pool.snapshot,
-        identifier,
-        pool.context.progress(batches, f"joining {column}"),
+        path,
+        batches,
         labels,
         pool.work / "keys",
         f"value of {column}",
@@ -177,12 +180,12 @@ def _present(keys: list[str], labels: npt.NDArray[np.int32]) -> tuple[list[str],
     return [keys[at] for at in chosen], labels[chosen].astype(np.float64)
 
 
-def _open(path: Path, column: str) -> tuple[str, Columns]:
-    """Which identifier a file names samples by, and identifiers and values in batches."""
+def _open(path: Path, column: str, identifier: str | None = None) -> Columns:
+    """Return identifiers, by default of the first kind that a file has, and values, in batches."""
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path}: groups are read from {', '.join(SUFFIXES)}")
-    identifier, columns = read_columns(path, column, "groups")
-    return identifier, ((keys, _groupable(values, column)) for keys, values in columns)
+    _, columns = read_columns(path, column, "groups", identifier)
+    return ((keys, _groupable(values, column)) for keys, values in columns)
 
 
 def _groupable(values: pa.Array | pa.ChunkedArray, column: str) -> pa.Array:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from tailwise.catalog.catalog import Catalog, Part, Snapshot
 from tailwise.errors import UserError
 from tailwise.shards.columns import BATCH_BYTES, DAMAGE, open_table, texts, uid_texts
-from tailwise.steps.importing.names import NameIndex, named_rows, sample_name
+from tailwise.steps.importing.names import NameIndex, match_names, sample_name
 from tailwise.storage.delimited import key_of, read_objects, read_rows
 
 BATCH = 262_144
@@ -145,22 +145,22 @@ def _form(path: Path) -> _Form:
 def join_values(
     catalog: Catalog,
     snapshot: Snapshot,
-    identifier: str,
-    batches: Iterable[Batch],
+    path: Path,
+    batches: Callable[[str], Iterable[Batch]],
     target: npt.NDArray[np.float32],
     work: Path,
     what: str,
     max_rejected: float,
 ) -> int:
-    """Fill in the value of every row that a file names.
+    """Fill in the value of every row that a file names, by the identifier that fits best (see `match_names`).
 
     Args:
         catalog: with the samples.
         snapshot: whose rows.
-        identifier: that the file names samples by: one of IDENTIFIERS. A key may belong to one sample only.
-        batches: identifiers and values.
+        path: of the file, a table with some of IDENTIFIERS. A key may belong to one sample only.
+        batches: returns the identifiers of a kind, and values.
         target: float32 [N], NaN; rows that no batch names stay so.
-        work: a folder for an index, about 50 bytes a name; must not exist yet.
+        work: a folder for indexes, about 50 bytes a name; must not exist yet.
         what: a value is called, in errors.
         max_rejected: share of the values that may belong to no sample where as great a share of the samples has no value. A file may
             name more samples than the pool has, or fewer; one that does both is of another pool.
@@ -171,13 +171,11 @@ def join_values(
     Raises:
         UserError: a key belongs to several samples, a sample is given twice, or too little matches.
     """
-    index = NameIndex(work, snapshot.rows)
-    for keys, values in batches:
-        index.take(identifier, keys, values)
-    index.seal()
-    fill(catalog, named_rows(catalog, snapshot, identifier, index), identifier, index, target, what)
-    refuse_other_pool(identifier, index, target, what, max_rejected)
-    return index.unknown
+    there = column_names(path)
+    matched = match_names(catalog, snapshot, [name for name in IDENTIFIERS if name in there], batches, work)
+    fill(catalog, matched.rows(), matched.kind, matched.index, target, what)
+    refuse_other_pool(matched.kind, matched.index, target, what, max_rejected)
+    return matched.index.unknown
 
 
 def fill(

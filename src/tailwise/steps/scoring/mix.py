@@ -14,6 +14,7 @@ import numpy.typing as npt
 from tailwise.errors import UserError
 
 _WORD = re.compile(r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?!\w)|(?P<name>\w+(?:[.-]\w+)*)")  # numbers, and names
+_TOKEN = re.compile(rf"{_WORD.pattern}|\S")
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: np.add,
     ast.Sub: np.subtract,
@@ -30,6 +31,7 @@ class Mix:
     """An expression of numbers, names of scores, z(NAME), + - * / and brackets. Names may hold hyphens: a minus stands between spaces.
 
     Attributes:
+        text: the expression, with spaces about + - * / alone.
         names: of the scores, in the order of the expression.
         standardised: those that stand in z(NAME).
     """
@@ -51,6 +53,8 @@ class Mix:
                 f"`mix` {text[:80]!r} {why}: use names of scores, z(NAME), numbers, + - * / and brackets, such as "
                 "'0.7*z(cliploss) + 0.3*z(normsim)'"
             ) from error
+        tokens = (f" {found[0]} " if found[0] in "+-*/" else found[0] for found in _TOKEN.finditer(text))
+        self.text = " ".join("".join(tokens).split())
 
     def _coded(self, found: re.Match[str]) -> str:
         """Return a word as Python reads it: s3 for the fourth name, since names may hold hyphens."""

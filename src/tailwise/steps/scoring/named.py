@@ -70,7 +70,8 @@ def make_named_score(
         config = {"score": score_config(score), "snapshot": snapshot.number}
         inputs = {"snapshot": snapshot.id, **score_inputs(catalog, snapshot, score)}
         options, make = score_options(score), find_score(score).make
-    artifact = Artifact(place, "score", config, inputs)
+    files = {name: str(path) for name in ("file", "head") if (path := getattr(request, name)) is not None}
+    artifact = Artifact(place, "score", config, inputs, files=files)
     work = ScoreWork(catalog, snapshot, artifact.folder, request.name, options, context)
     folder = write_score(artifact, work, make, needed=True)
     return dict(read_record(folder / layout.MANIFEST)["summary"])
@@ -104,7 +105,7 @@ class _Mixed:
                 for label, value in found.items()
             }
         parts = [score_config(score) for score in scores.values()]
-        config = {"mix": request.mix, "score": {"name": request.name, "of": parts}, "without": list(request.without)}
+        config = {"mix": mix.text, "score": {"name": request.name, "of": parts}, "without": list(request.without)}
         return cls(mix, scores, survivors, {**config, "snapshot": snapshot.number}, inputs)
 
     def make(self, work: ScoreWork) -> None:

@@ -92,7 +92,7 @@ def _artifacts(catalog: Catalog, kind: Kind) -> Section:
     found = [(path.parent.name, "complete", read_record(path)["identity"]) for path in kind.manifests(folder)]
     found += [(name, "unfinished", read_record(path)) for name, path in kind.unfinished(folder)]
     for name, state, identity in sorted(found, key=itemgetter(0)):
-        config = {**identity["config"], **identity.get("derived", {})}
+        config = {**identity["config"], **identity.get("derived", {}), **identity.get("files", {})}
         columns = {key: _shown(config.get(key)) for key in kind.columns}
         since = _replaced_since(catalog, config["snapshot"])
         items.append({"name": name, **columns, "snapshot": config["snapshot"], "state": state + since})
