@@ -431,9 +431,7 @@ class GroupRequest:
         str | None,
         'Column of text, whole numbers or booleans; "shard" is one. Or "source": the folder that a shard comes from.',
     ] = None
-    file: Annotated[Path | None, "A .parquet, .tsv or .csv that has the column, and uid, key, url, sha256 or md5."] = (
-        None
-    )
+    file: Annotated[Path | None, "A .parquet, .tsv or .csv with the column, and uid, key, url, sha256 or md5."] = None
     max_rejected: UnmatchedRows = None
     entries: Annotated[
         Path | None,

@@ -80,6 +80,8 @@ def test_status_lists_it(full_catalog, kind):
         "without",
         "against",
         "both",
+        "file",
+        "head",
     }:  # not of these artifacts
         assert any(item[column] for item in listed)
 
