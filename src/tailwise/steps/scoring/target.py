@@ -56,8 +56,8 @@ class Target:
                 ", ".join(f"{name} {made.get(name)}" for name in names) for made in (self._settings, settings or {})
             ]
             raise UserError(
-                f"{self.option} {self.path} was embedded by {models[0]}, and the catalog's images by {models[1]}: give embeddings of the same "
-                "encoder"
+                f"{self.option} {self.path} was embedded by {models[0]}, and the catalog's images by {models[1]}: give embeddings of the "
+                "same encoder"
             )
         for block in self.blocks:
             if len(block.shape) != 2 or block.shape[1] != dimension or block.dtype.kind != "f":
