@@ -80,7 +80,7 @@ class Artifact:
         if files:
             self.identity["files"] = dict(files)
         self.place = place
-        self.folder = self._finished() or unfinished(place) / digest(self.identity)
+        self.folder = self._finished() or unfinished(place) / digest(_deciding(self.identity))
         self.done = False
         self._held = ExitStack()
 
@@ -130,7 +130,7 @@ class Artifact:
 
         Finished artifacts stay valid after a removal of samples; unfinished ones restart.
         """
-        old, new = ({**each, "files": None} for each in (existing, self.identity))
+        old, new = _deciding(existing), _deciding(self.identity)
         if old["inputs"].get(REMOVALS) != new["inputs"].get(REMOVALS):
             old, new = _removals_aside(old), _removals_aside(new)
         if old != new:
@@ -269,7 +269,12 @@ def _shown(value: object) -> str:
 
 def finished_folder(place: Path, identity: Mapping[str, Any]) -> Path:
     """Return the folder with the files of a finished artifact: `place`; in an object store, a folder in it (see layout)."""
-    return place / digest(identity) if is_stored(place) else place
+    return place / digest(_deciding(identity)) if is_stored(place) else place
+
+
+def _deciding(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an identity without the paths of files, which are for people: their content counts."""
+    return {name: value for name, value in identity.items() if name != "files"}
 
 
 def find_manifest(folder: Path) -> dict[str, Any] | None:
@@ -336,4 +341,4 @@ class FinishedArtifact:
 
 def artifact_id(manifest: Mapping[str, Any]) -> str:
     """The hash that stands for a finished artifact among the inputs of another."""
-    return digest([manifest["identity"], manifest["files"]])
+    return digest([_deciding(manifest["identity"]), manifest["files"]])

@@ -12,7 +12,9 @@ import torch
 from typer.testing import CliRunner
 
 from tailwise.catalog import Catalog
+from tailwise.catalog.artifacts import artifact_id
 from tailwise.catalog.drops import DropList
+from tailwise.catalog.files import read_json
 from tailwise.cli import app
 from tailwise.context import Context
 from tailwise.errors import ConflictError, UserError
@@ -368,6 +370,17 @@ def test_other_settings_are_named_as_the_user_typed_them(small_catalog, tmp_path
         "m: mix 0.7 * z(a-b) + - image-bytes - q, snapshot 1, complete",
     ):
         assert f"  {line}\n" in told
+
+
+def test_the_path_of_a_file_plays_no_role_for_what_is_made_from_the_score(small_catalog, tmp_path):
+    rows = "".join(["key,q\n", *(f"{row:06d},{row}\n" for row in range(600))])
+    ids = []
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text(rows)
+        run("score", small_catalog.folder, "--name", "q", "--file", tmp_path / name)
+        ids.append(artifact_id(read_json(small_catalog.folder / "named-scores/q/manifest.json")))
+        run("delete", small_catalog.folder, "named-scores/q")
+    assert ids[0] == ids[1]
 
 
 # --- who takes them -----------------------------------------------------------------------------------------------------
