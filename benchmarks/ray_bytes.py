@@ -142,7 +142,8 @@ def steps(folder: Path, tars: Path, checkpoint: Path, context: tailwise.Context)
 
     def write(name: str, plan_name: str, path: Path) -> None:
         sharding = ExportRequest(shard_samples=400) if name == "shards" else None
-        export(made(plan_name), name, path, epoch=EPOCH, request=sharding, context=context)
+        epoch = None if name in {"plan-bundle", "urls"} else EPOCH  # these are of all epochs
+        export(made(plan_name), name, path, epoch=epoch, request=sharding, context=context)
 
     without = ["duplicates", "clip-score"]
     return {

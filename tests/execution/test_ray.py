@@ -256,7 +256,8 @@ def filtered(catalog, context, by, **options):
 
 def exported(catalog, context, name, folder):
     sharding = ExportRequest(shard_samples=40) if name == "shards" else None
-    export(Plan(catalog, "p"), name, folder / name, epoch=2, request=sharding, context=context)
+    epoch = None if name == "plan-bundle" else 2  # a bundle is of all epochs
+    export(Plan(catalog, "p"), name, folder / name, epoch=epoch, request=sharding, context=context)
 
 
 def verified(catalog, context):

@@ -177,7 +177,7 @@ import pathlib, sys
 from tailwise.errors import UserError
 from tailwise.steps.grouping.group import _open
 try:
-    for keys, values in _open(pathlib.Path(sys.argv[1]), "group")[1]:
+    for keys, values in _open(pathlib.Path(sys.argv[1]), "group"):
         pass
 except UserError as error:
     print(error)

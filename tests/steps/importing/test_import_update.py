@@ -419,7 +419,7 @@ def test_lists_of_urls(tmp_path):
     write(range(5, 20))
     catalog = import_pool(tmp_path / "0.parquet", tmp_path / "c", workers=1, update=True).catalog
     plan = make_plan(catalog, "p", PlanRequest("random", keep=1.0))
-    assert export_plan(plan, "urls", tmp_path / "drawn.parquet", epoch=0) == 15
+    assert export_plan(plan, "urls", tmp_path / "drawn.parquet") == 15
     assert pq.read_table(tmp_path / "drawn.parquet")["url"].to_pylist() == [f"https://{row}" for row in range(5, 20)]
 
 
