@@ -24,6 +24,7 @@ from tailwise.catalog.clusterings import Clustering
 from tailwise.compare.recipe import load_compare_recipe
 from tailwise.compare.statistics import Difference, holm, paired, spread
 from tailwise.compare.summary import figures
+from tailwise.export.plan_bundle import without_folders
 
 Run = dict[str, Any]
 
@@ -79,19 +80,10 @@ def collect(output: Path, path: Path, runs: list[Run]) -> None:
         for item in run["evaluations"]:
             classes = pq.read_table(file.parent / f"classes-{item['set']}.parquet")
             run["right"][item["set"]] = classes["right"].to_pylist()
-        runs.append(_without_folders(run))
+        runs.append(without_folders(run))
     lines = [json.dumps(run, sort_keys=True) for run in sorted(runs, key=lambda run: (run["seed"], run["row"]))]
     path.write_text("\n".join(lines) + "\n")
     print(f"{path}: {len(runs)} runs, {len(runs) - len(known)} of them new")
-
-
-def _without_folders(value: Any) -> Any:
-    """Return a JSON value with the names of files in place of their paths on that machine."""
-    if isinstance(value, dict):
-        return {key: _without_folders(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_folders(item) for item in value]
-    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
 def write_rarity(folder: Path, grouping: str, path: Path) -> None:

@@ -70,14 +70,15 @@ class ExportFormat:
     """A format."""
 
     write: Export  # writes the export, and returns its number of entries
-    # returns True if the export differs from epoch to epoch; None if it is of all epochs
-    by_epoch: Callable[[Plan], bool] | None = lambda plan: plan.changes
+    # returns True if the export differs from epoch to epoch
+    by_epoch: Callable[[Plan], bool] = lambda plan: plan.changes
     # figures to report to the user
     figures: Callable[[Plan, int, Context], Mapping[str, float]] = lambda _plan, _epoch, _context: {}
     # refuses plans that the format cannot hold in any epoch
     check: Callable[[Plan, Context], None] = lambda _plan, _context: None
     options: Collection[str] = ()  # fields of ExportRequest that have an effect
-    epoch_with: str | None = None  # the one of them without which the epoch has none
+    # says, with these options, why an epoch would do nothing; "" if it decides
+    idle_epoch: Callable[[ExportRequest], str] = lambda _request: ""
 
 
 EXPORTS: dict[str, ExportFormat] = {
@@ -89,10 +90,12 @@ EXPORTS: dict[str, ExportFormat] = {
         _to_file(write_urls, is_table(URL_SCHEMA), asks=True),
         lambda _: False,
         options=["captions"],
-        epoch_with="captions",
+        idle_epoch=lambda request: "" if request.captions else " without `captions`",
     ),
     "shards": ExportFormat(_to_shards, options=["shard_samples", "workers", "max_rejected", "captions"]),
-    "plan-bundle": ExportFormat(write_plan_bundle, None, options=["licence"]),
+    "plan-bundle": ExportFormat(
+        write_plan_bundle, lambda _: False, options=["licence"], idle_epoch=lambda _: ", which is of all epochs"
+    ),
     "embedding-atlas": ExportFormat(
         _to_file(write_embedding_atlas, is_table(ATLAS_SCHEMA), asks=True),
         lambda plan: plan.annealed,
@@ -120,10 +123,8 @@ def export(
     """
     context, request = context or Context(), request or ExportRequest()
     chosen, drawn = _format(format_name, plan, epoch, context)
-    if epoch is not None and chosen.epoch_with and not getattr(request, chosen.epoch_with):
-        raise UserError(
-            f"`epoch` does nothing in an export to {format_name} without `{chosen.epoch_with}`: leave it out"
-        )
+    if epoch is not None and (why := chosen.idle_epoch(request)):
+        raise UserError(f"`epoch` does nothing in an export to {format_name}{why}: leave it out")
     for item in fields(request):
         if getattr(request, item.name) != item.default and item.name not in chosen.options:
             others = [name for name, other in EXPORTS.items() if item.name in other.options]
@@ -148,9 +149,7 @@ def _format(name: str, plan: Plan, epoch: int | None, context: Context) -> tuple
     if name not in EXPORTS:
         raise UserError(f"unknown export {name!r}: {did_you_mean(name, EXPORTS)}")
     chosen = EXPORTS[name]
-    if chosen.by_epoch is None and epoch is not None:
-        raise UserError(f"`epoch` does nothing in an export to {name}, which is of all epochs: leave it out")
-    if epoch is None and chosen.by_epoch is not None and chosen.by_epoch(plan):
+    if epoch is None and chosen.by_epoch(plan):
         chosen.check(plan, context)
         raise UserError(f"the epochs of plan {plan.name!r} differ: name the one to write with `epoch` (0, 1, …)")
     return chosen, plan.drawn_epoch(epoch or 0)

@@ -148,10 +148,10 @@ def _record(plan: Plan, request: ExportRequest) -> dict[str, Any]:
         "dynamic": plan.dynamic,
         "seed": plan.config["seed"],
         "max_repeats": plan.config.get("max_repeats", 1),
-        "plan": {**_without_folders(identity), "id": plan.id},
+        "plan": {**without_folders(identity), "id": plan.id},
         "summary": dict(plan.summary),
         "snapshot": {"rows": plan.rows, "id": plan.snapshot.id},
-        "made_from": _without_folders(made_from),
+        "made_from": without_folders(made_from),
         "encoders": {column: column_record(plan.catalog, column) for column in columns if column in used},
     }
 
@@ -175,12 +175,12 @@ def _columns(identity: Mapping[str, Any]) -> Iterator[str]:
             yield (score if isinstance(score, Mapping) else {}).get(modality, modality)
 
 
-def _without_folders(value: Any) -> Any:  # noqa: ANN401  (JSON)
+def without_folders(value: Any) -> Any:  # noqa: ANN401  (JSON)
     """Return a JSON value, of whose paths on this machine only the names of files are left."""
     if isinstance(value, Mapping):
-        return {key: _without_folders(item) for key, item in value.items()}
+        return {key: without_folders(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_folders(item) for item in value]
+        return [without_folders(item) for item in value]
     return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
 
 

@@ -12,10 +12,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tailwise.catalog.catalog import Catalog, Part, Snapshot
+from tailwise.catalog.catalog import Catalog, Snapshot
 from tailwise.errors import UserError
 from tailwise.shards.columns import BATCH_BYTES, DAMAGE, open_table, texts, uid_texts
-from tailwise.steps.importing.names import NameIndex, match_names, sample_name
+from tailwise.steps.importing.names import Matched, NameIndex, match_names, sample_name
 from tailwise.storage.delimited import key_of, read_objects, read_rows
 
 BATCH = 262_144
@@ -173,27 +173,21 @@ def join_values(
     """
     there = column_names(path)
     matched = match_names(catalog, snapshot, [name for name in IDENTIFIERS if name in there], batches, work)
-    fill(catalog, matched.rows(), matched.kind, matched.index, target, what)
+    fill(catalog, matched, target, what)
     refuse_other_pool(matched.kind, matched.index, target, what, max_rejected)
     return matched.index.unknown
 
 
-def fill(
-    catalog: Catalog,
-    rows: Iterable[tuple[Part, npt.NDArray[np.int64]]],
-    identifier: str,
-    index: NameIndex,
-    target: npt.NDArray[np.float32],
-    what: str | None,
-) -> None:
-    """Fill in the value of every row that an index names (see `named_rows`); a UserError if a sample has two values.
+def fill(catalog: Catalog, matched: Matched, target: npt.NDArray[np.float32], what: str | None) -> None:
+    """Fill in the value of every row that has a name; a UserError if a sample has two values.
 
     `what` is None for values that count how often a name is given.
     """
-    for part, places in rows:
+    index = matched.index
+    for part, places in matched.rows():
         hits = np.flatnonzero(places >= 0)
         for at in hits[index.copies[places[hits]] > 1][:1] if what else ():
-            name = sample_name(catalog, part, int(at), identifier)
+            name = sample_name(catalog, part, int(at), matched.kind)
             raise UserError(f"the {what} of {name!r} is given twice: give each sample one {what}")
         with np.errstate(over="ignore"):  # values beyond float32 become infinite
             target[part.first_row + hits] = index.values[places[hits]]

@@ -147,7 +147,7 @@ def _join(
         rates[:] = np.nan
         matched = read_list(catalog, snapshot, listed, work, context.progress, _check_range)
         kind, index = matched.kind, matched.index
-        fill(catalog, matched.rows(), kind, index, rates, None if listed.counted else "rate")
+        fill(catalog, matched, rates, None if listed.counted else "rate")
         if listed.counted and not index.matched:
             raise no_match(catalog, snapshot, listed, kind, index)
         if listed.counted and np.nanmax(rates) > MAX_REPEATS:

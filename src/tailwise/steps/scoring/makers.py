@@ -300,7 +300,7 @@ def scores_of_file(work: ScoreWork) -> dict[str, Any]:
         joined[:] = np.nan
         matched = read_list(work.catalog, work.snapshot, listed, folder, work.context.progress)
         kind, index = matched.kind, matched.index
-        fill(work.catalog, matched.rows(), kind, index, joined, "score")
+        fill(work.catalog, matched, joined, "score")
         refuse_other_pool(kind, index, joined, "score", options["max_rejected"])
         scored = int((~np.isnan(joined)).sum())
         figures = {"names": index.distinct, "names_matched": index.matched, "samples_matched": scored}
