@@ -46,7 +46,6 @@ def append_shards(
         "rows": rows,
         "size_bytes": np.full(len(rows), 1 << 28),
         "index_checksum": [f"{number:032x}" for number in numbers],
-        "fingerprint": [None] * len(rows),
-        "parquet": [None] * len(rows),
     }
+    columns |= {name: [None] * len(rows) for name in SHARD_SCHEMA.names if name not in columns}
     return catalog.append_snapshot(pa.table(columns, SHARD_SCHEMA), -(-len(rows) // per_part))

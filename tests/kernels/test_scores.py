@@ -1,10 +1,13 @@
+import threading
+
 import numpy as np
 import pytest
 import torch
 
-from tailwise.kernels import scores
+from tailwise.kernels import products, scores
+from tailwise.kernels.greatest import greatest_cosines
 from tailwise.kernels.keyed import permutation, permute_range, stream_key
-from tailwise.kernels.scores import TargetGram, clip_loss, cosines, gram, greatest_cosines
+from tailwise.kernels.scores import TargetGram, clip_loss, cosines, gram
 
 
 def unit(x):
@@ -45,11 +48,11 @@ def test_cosines_are_those_of_a_plain_reference(pairs):
 
 
 def test_exponentials_are_right_to_the_last_bits():
-    x = np.linspace(-420, 0.2, 100_001).reshape(1, -1)  # what temperatures from 0.005 on give
-    tile, sums = x + 1.0, np.zeros(1)
-    exact = np.exp(tile - 1.0)
-    scores._exponentials(tile, np.ones(1), np.ones(x.shape[1]), 1.0, sums, 0, 1)
-    assert np.abs(tile / exact - 1).max() < 4e-16
+    low = np.linspace(-99_600, 285, 100_001).astype(np.int32).reshape(1, -1)  # exponents from -419.3 to 0.2
+    none, sums, found = np.zeros_like(low), np.zeros(1), np.zeros(low.shape[1])
+    scores._exponentials(none, none, low, np.full(1, 0.0042), np.ones(low.shape[1]), 1.0, sums, found)
+    exact = np.exp(low[0] * 0.0042 - 1.0)
+    assert np.abs(found / exact - 1).max() < 4e-16
     assert sums[0] == pytest.approx(exact.sum(), rel=1e-14)
 
 
@@ -58,9 +61,21 @@ def test_exponentials_are_right_to_the_last_bits():
 def test_clip_loss_is_that_of_a_plain_reference(pairs, size, temperature):
     image, text = pairs(size, 24)
     found = clip_loss(image, text, temperature)
-    assert np.abs(found - plain_clip_loss(image, text, temperature)).max() < 3e-15 * max(1, temperature) * np.log(
-        size + 2
-    )
+    assert np.abs(found - plain_clip_loss(image, text, temperature)).max() < 3e-7
+
+
+@pytest.mark.parametrize("dimension", [2, 7, 512, 1100])
+def test_clip_loss_is_right_in_any_dimension(pairs, dimension):
+    image, text = pairs(260, dimension, seed=dimension)
+    found = clip_loss(image, text, 0.01)
+    assert np.abs(found - plain_clip_loss(image, text, 0.01)).max() < (1e-7 if dimension > 500 else 3e-7)
+
+
+def test_clip_loss_is_the_same_bits_where_int8_products_are_wrong(pairs, monkeypatch):
+    image, text = pairs(300, 40)
+    found = clip_loss(image, text, 0.01)
+    monkeypatch.setattr(products, "is_sound", lambda *_, **__: False)
+    assert np.array_equal(clip_loss(image, text, 0.01), found)
 
 
 def test_clip_loss_takes_images_and_texts_alike_and_pairs_in_any_order(pairs):
@@ -112,12 +127,31 @@ def test_norms_are_those_of_a_plain_reference(unit_rows, targets, dimension):
     plain = unit(np.delete(image, 3, axis=0)) @ target.astype(np.float64).T
     norms = TargetGram(gram([target])).norms(image)
     assert np.isnan(norms[3])
-    np.testing.assert_allclose(np.delete(norms, 3), np.linalg.norm(plain, axis=1), rtol=1e-9, atol=1e-9)
-    greatest = greatest_cosines(image, [target[: targets // 2], target[targets // 2 :]] if targets > 1 else [target])
+    np.testing.assert_allclose(np.delete(norms, 3), np.linalg.norm(plain, axis=1), rtol=1e-8, atol=1e-8)
+    pieces = [target[: targets // 2], target[targets // 2 :]] if targets > 1 else [target]
+    greatest, other = (greatest_cosines(image, pieces, precision=precision) for precision in ("int8", "float32"))
+    assert np.array_equal(greatest, other, equal_nan=True)
     assert np.isnan(greatest[3])
     cosine = np.abs(unit(np.delete(image, 3, axis=0)) @ unit(target).T)
     np.testing.assert_allclose(np.delete(greatest, 3), cosine.max(1), rtol=1e-14, atol=1e-15)
     assert greatest[5] == greatest[6] == pytest.approx(1, abs=1e-15)
+
+
+def test_a_wrong_product_of_the_screening_is_noticed(unit_rows, monkeypatch):
+    image, target = unit_rows(500, 64, seed=1), unit_rows(300, 64, seed=2)
+    right = greatest_cosines(image, [target], precision="int8")
+    fast, calls = products._fast, []
+
+    def wrong(left, found, scratch):
+        calls.append(len(left))
+        return fast(left, found, scratch) + 2000
+
+    monkeypatch.setattr(products, "_fast", wrong)
+    monkeypatch.setattr(products, "is_sound", lambda *_, onednn=False: not onednn)
+    monkeypatch.setattr(products, "_distrusted", threading.Event())
+    assert np.array_equal(greatest_cosines(image, [target], precision="int8"), right)
+    assert calls
+    assert products._distrusted.is_set()
 
 
 def test_chunks_play_no_role(pairs):

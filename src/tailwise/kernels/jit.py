@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
 import numba
@@ -30,14 +29,3 @@ def _compile(function: Function, fastmath: bool | set[str]) -> Function:
         return cast("Function", numba.njit(cache=True, **options)(function))
     except RuntimeError:  # the package's folder and the user's home are read-only: each process compiles again
         return cast("Function", numba.njit(**options)(function))
-
-
-def split_threads(task: Callable[[int, int], None], size: int, threads: int, grain: int = 1) -> None:
-    """Runs `task(start, stop)` over [0, size) in `threads` contiguous pieces, each a multiple of `grain` but the last."""
-    step = -(-size // (threads * grain)) * grain if size else 0
-    if threads <= 1 or step >= size:
-        task(0, size)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        for future in [pool.submit(task, start, min(start + step, size)) for start in range(0, size, step)]:
-            future.result()

@@ -79,6 +79,12 @@ def _scores(
     """Fills memory of `_room_for` as many columns, or more, with a row's scores; the greatest of all."""
     for at in range(len(scale)):
         scores[at] = np.float32(products[at]) * (row_scale * scale[at]) + bias[at]
+    return _top(scores, fours, tops, last)
+
+
+@jit_any_order
+def _top(scores: Floats, fours: Floats, tops: Floats, last: Floats) -> np.float32:
+    """Fills the rest of a row's memory from its scores; the greatest of all."""
     _fold(scores, fours)
     _fold(fours, tops)
     _fold(tops, last)
@@ -163,6 +169,52 @@ def decide(
         top = _scores(products[row], row_scale[row], scale, bias, scores, fours, tops, last)
         if not _decide_row(row, scores, tops, top, shift[row], error[row], x, columns, first, labels, dots):
             return False
+    return True
+
+
+@jit_any_order
+def raise_to_greatest(
+    products: npt.NDArray[Any],
+    row_scale: Floats,
+    shift: Doubles,
+    error: Floats,
+    scale: Floats,
+    bias: Floats,
+    x: Floats,
+    columns: Floats,
+    inverse: Doubles,
+    first: int,
+    greatest: Doubles,
+) -> bool:
+    """Raises `greatest` to |exact inner product| · inverse[k] with columns first, first + 1, …; False if a score is too far off.
+
+    The columns were scaled by `inverse` before they were coded.
+    """
+    scores, fours, tops, last = _room_for(len(scale))
+    for row in range(len(row_scale)):
+        own_scale, own_shift = row_scale[row], np.float32(shift[row])
+        for at in range(len(scale)):
+            scores[at] = abs(np.float32(products[row, at]) * (own_scale * scale[at]) + (bias[at] + own_shift))
+        top = _top(scores, fours, tops, last)
+        floor = np.float32(greatest[row]) - error[row] - UP
+        if top < floor:
+            continue
+        seen = _column_of_top(scores, tops, top)  # the top first: a good best makes for few candidates
+        found = abs(inner_product(x, row, columns, first + seen)) * inverse[first + seen]
+        if abs(found - top) > error[row] + UP:
+            return False
+        greatest[row] = max(greatest[row], found)
+        floor = np.float32(greatest[row]) - error[row] - UP
+        for group in range(len(tops)):
+            if tops[group] < floor:
+                continue
+            for at in range(group, len(scale), len(tops)):
+                if scores[at] < floor or at == seen:
+                    continue
+                found = abs(inner_product(x, row, columns, first + at)) * inverse[first + at]
+                if abs(found - scores[at]) > error[row] + UP:
+                    return False
+                greatest[row] = max(greatest[row], found)
     return True
 
 

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from tailwise.kernels.jit import jit, jit_any_order, split_threads
+from tailwise.kernels.jit import jit
 
 if TYPE_CHECKING:
     import torch
 
-TILE = 1024  # of the matrix of similarities; fixes the order of sums
-_COLUMN_GRAIN = 64
+TILE = 1024  # columns of a tile of similarities, which fix the order of sums, as _BLOCK and _WAVE do
+_BLOCK, _WAVE = 128, 8192  # rows that are multiplied at a time; that are coded at a time
+_PAD = 64  # int8 products have a multiple of it of rows and columns: few shapes
+BASE = 254.0  # of digits
 COARSE = 2.0**12
 GRAM_ROWS = 4096
 # Of NormSim₂: rows of a tile; side of the least block; sums of a row, which fix the order.
@@ -61,26 +63,59 @@ _C = tuple(1.0 / float(np.prod(np.arange(1, power + 1, dtype=np.float64))) for p
 
 
 @jit
-def _exponentials(tile: Wide, left: Wide, right: Wide, sharpness: float, rows: Wide, start: int, stop: int) -> None:
-    """Replaces similarities in rows [start, stop) of a tile by exp((cosine − 1) · sharpness), and adds up each row.
+def _digits(x: Wide, digits: npt.NDArray[np.int8], scale: Wide, ascending: bool) -> None:
+    """Writes rows [n, d] as three digits to the base 254, each −127 … 127, and what to multiply products of the rows' numbers with.
+
+    `digits` [n, 3 d] gets the first digits, the second, the third; the other way round if `ascending`. A number is (digits · 254 …) 2⁻ᵏ,
+    with the greatest k that leaves room for all numbers of its row.
+    """
+    count, dimension = x.shape
+    for row in range(count):
+        greatest = 0.0
+        for axis in range(dimension):
+            greatest = max(greatest, abs(x[row, axis]))
+        power = 127.0 * BASE * BASE / greatest
+        scale[row] /= power
+        for axis in range(dimension):
+            rest = np.rint(x[row, axis] * power)
+            for digit in range(3):
+                higher = np.rint(rest / BASE) if digit < 2 else 0.0
+                place = digit if ascending else 2 - digit
+                digits[row, place * dimension + axis] = np.int8(rest - higher * BASE)
+                rest = higher
+
+
+@jit
+def _exponentials(
+    high: npt.NDArray[np.int32],
+    middle: npt.NDArray[np.int32],
+    low: npt.NDArray[np.int32],
+    left: Wide,
+    right: Wide,
+    sharpness: float,
+    rows: Wide,
+    columns: Wide,
+) -> None:
+    """Adds exp((cosine − 1) · sharpness) of a tile to the sums of its rows and columns.
 
     Args:
-        tile: [r, c], dot products.
-        left: [r], what each row is scaled by to give cosines.
-        right: [c], what each column is scaled by.
+        high: int32 [≥ r, ≥ c], products of the first digits.
+        middle: of first and second digits.
+        low: of first and third, and of second digits.
+        left: [r], what each row's products are scaled by to give cosines.
+        right: [c], what each column's are scaled by.
         sharpness: 1 / temperature.
         rows: [r], the sums; each by halving.
-        start: first row.
-        stop: last row + 1.
+        columns: [c], the sums; row by row.
     """
-    columns = tile.shape[1]
-    half = (columns + 1) // 2
-    sums = np.empty(half, np.float64)
-    for row in range(start, stop):
+    count = len(right)
+    half = (count + 1) // 2
+    line = np.empty(count, np.float64)
+    for row in range(len(left)):
         scale = left[row]
-        line = tile[row]
-        for column in range(columns):
-            x = (line[column] * scale * right[column] - 1.0) * sharpness
+        for column in range(count):
+            product = (np.float64(high[row, column]) * BASE + np.float64(middle[row, column])) * BASE
+            x = ((product + np.float64(low[row, column])) * scale * right[column] - 1.0) * sharpness
             shifted = x * _LOG2_E + _ROUND
             power = shifted - _ROUND
             r = (x - power * _LN2_HIGH) - power * _LN2_LOW
@@ -99,70 +134,57 @@ def _exponentials(tile: Wide, left: Wide, right: Wide, sharpness: float, rows: W
             y = _C[0] + r * y
             bits = (np.float64(shifted).view(np.int64) - _ROUND_BITS + _BIAS) << _MANTISSA
             line[column] = y * np.int64(bits).view(np.float64)
-        for column in range(columns - half):
-            sums[column] = line[column] + line[column + half]
-        if columns % 2:
-            sums[half - 1] = line[half - 1]
-        size = half
+        for column in range(count):
+            columns[column] += line[column]
+        size, half = count, 0
         while size > 1:
-            half_size = (size + 1) // 2
-            for column in range(size - half_size):
-                sums[column] += sums[column + half_size]
-            size = half_size
-        rows[row] += sums[0]
+            half = (size + 1) // 2
+            for column in range(size - half):
+                line[column] += line[column + half]
+            size = half
+        rows[row] += line[0]
 
 
-@jit
-def _add_columns(tile: Wide, columns: Wide, start: int, stop: int) -> None:
-    """Adds up columns [start, stop) of a tile, by halving, into `columns`; spoils the tile."""
-    size = tile.shape[0]
-    while size > 1:
-        half = (size + 1) // 2
-        for row in range(size - half):
-            for column in range(start, stop):
-                tile[row, column] += tile[row + half, column]
-        size = half
-    for column in range(start, stop):
-        columns[column] += tile[0, column]
+class _Digits:
+    """Rows as they are multiplied: digits int8 [n, 3 d], with rows of zeros up to a multiple of 64, and the scale [n] of their products."""
+
+    def __init__(self, x: Half, *, ascending: bool) -> None:
+        import torch  # noqa: PLC0415  (seconds, which other scores do without)
+
+        wide = x.astype(np.float64)
+        digits = np.zeros((-(-len(x) // _PAD) * _PAD, 3 * x.shape[1]), np.int8)
+        self.scale = BASE / _norms(wide)
+        _digits(wide, digits, self.scale, ascending)
+        self.digits = torch.from_numpy(digits)
 
 
 def clip_loss(image: Half, text: Half, temperature: float, threads: int | None = None) -> Wide:
     """CLIPLoss of every pair of one batch (Wang et al. 2024, arXiv 2405.19547, section 3.1).
 
     s_ii − (τ/2) · (log Σ_m exp(s_im/τ) + log Σ_m exp(s_mi/τ)), where s_im is the cosine of image i and text m: the CLIP score, less
-    what the pair would get anyway.
+    what the pair would get anyway. The cosines of the sums are right to about 10⁻⁷: of the nine products of three digits by three, the
+    least three are left out.
 
     Args:
         image: float16 [B, d], unit norm; no row of zeros.
         text: float16 [B, d], unit norm; no row of zeros.
         temperature: τ, at least 0.005, so that no exponential leaves float64.
-        threads: of the sums; None for torch's number. The result doesn't depend on it.
+        threads: None for torch's number. The result doesn't depend on it.
 
     Returns:
-        float64 [B]; at most 0. Takes B · 40 + 8 MB of memory.
+        float64 [B]; at most 0. Takes B · 40 bytes, 100,000 · d bytes and 20 MB of memory.
     """
     import torch  # noqa: PLC0415  (seconds, which other scores do without)
 
     threads = threads or torch.get_num_threads()
     size = len(image)
-    left = 1.0 / _row_norms(image)
-    right = 1.0 / _row_norms(text)
     row_sums, column_sums = np.zeros(size), np.zeros(size)
-    for top in range(0, size, TILE):
-        x = torch.from_numpy(image[top : top + TILE].astype(np.float64))
+    for top in range(0, size, _WAVE):
+        left = _Digits(image[top : top + _WAVE], ascending=False)
         for first in range(0, size, TILE):
-            y = torch.from_numpy(text[first : first + TILE].astype(np.float64))
-            tile = torch.mm(x, y.T).numpy()
-            over, across = slice(top, top + len(x)), slice(first, first + len(y))
-
-            def rows(start: int, stop: int, tile: Wide = tile, over: slice = over, across: slice = across) -> None:
-                _exponentials(tile, left[over], right[across], 1.0 / temperature, row_sums[over], start, stop)
-
-            def columns(start: int, stop: int, tile: Wide = tile, across: slice = across) -> None:
-                _add_columns(tile, column_sums[across], start, stop)
-
-            split_threads(rows, tile.shape[0], threads)
-            split_threads(columns, tile.shape[1], threads, _COLUMN_GRAIN)
+            right = _Digits(text[first : first + TILE], ascending=True)
+            sums = _add_exponentials(left, right, 1.0 / temperature, row_sums[top : top + _WAVE], threads)
+            column_sums[first : first + TILE] += sums
     # The sums are of exp((s − 1)/τ): the two ones that were taken off come back as 1.
     anyway = 0.5 * temperature * (np.log(row_sums) + np.log(column_sums)) + 1.0
     return (
@@ -173,8 +195,30 @@ def clip_loss(image: Half, text: Half, temperature: float, threads: int | None =
     )
 
 
-def _row_norms(x: Half) -> Wide:
-    return np.concatenate([_norms(x[start : start + TILE].astype(np.float64)) for start in range(0, len(x), TILE)])
+def _add_exponentials(left: _Digits, right: _Digits, sharpness: float, row_sums: Wide, threads: int) -> Wide:
+    """Adds exp((cosine − 1) · sharpness) of rows with columns to the sums of the rows; return those of the columns."""
+    import torch  # noqa: PLC0415  (seconds, which other scores do without)
+
+    from tailwise.kernels.products import multiply  # noqa: PLC0415  (imports torch)
+    from tailwise.kernels.threads import run_tiles  # noqa: PLC0415  (imports torch)
+
+    starts = range(0, len(row_sums), _BLOCK)
+    dimension, sums = right.digits.shape[1] // 3, np.zeros((len(starts), len(right.scale)))
+
+    def work(start: int, memory: list[torch.Tensor]) -> None:
+        rows = slice(start, start + _BLOCK)
+        high, middle, low = (
+            multiply(left.digits[rows, : part * dimension], right.digits[:, (3 - part) * dimension :], scratch).numpy()
+            for part, scratch in zip((1, 2, 3), memory, strict=True)
+        )
+        scales, own = (left.scale[rows], right.scale), sums[start // _BLOCK]
+        _exponentials(high, middle, low, *scales, sharpness, row_sums[rows], own)
+
+    def memory() -> list[torch.Tensor]:
+        return [torch.empty(_BLOCK * TILE, dtype=torch.int32) for _ in range(3)]
+
+    run_tiles(work, starts, threads, memory)
+    return reduce(np.add, sums)
 
 
 # --- NormSim ----------------------------------------------------------------------------------------------------------
@@ -201,32 +245,28 @@ def gram(targets: Iterable[Half]) -> Wide:
     return whole
 
 
-def _on_two_grids(matrix: Wide) -> tuple[float, Wide, Wide]:
-    """A symmetric positive matrix as scale · (coarse + fine): products of either with rows of unit norm are exact in any order.
+def _on_grid(block: Wide) -> Wide:
+    """Round each column to multiples of 2⁻²⁸ of a power of two above its norm.
 
-    Scaled by a power of two, no column's norm is above 1. With coarse on multiples of 2⁻²⁸, products with multiples of 2⁻²⁴ are
-    multiples of 2⁻⁵²; what is left is at most 2⁻²⁹, and the same holds for it on multiples of 2⁻⁵², for d ≤ 4096.
+    A product with a row of unit norm, a multiple of 2⁻²⁴, is then a multiple of 2⁻⁵² and at most 1 in that unit: exact in any order.
     """
-    scale = 2.0 ** np.ceil(np.log2(np.trace(matrix)))
-    scaled = matrix / scale
-    coarse = np.rint(scaled * 2.0**28) / 2.0**28
-    return float(scale), coarse, np.rint((scaled - coarse) * 2.0**52) / 2.0**52
+    unit = 2.0 ** (np.ceil(np.log2(np.maximum(np.linalg.norm(block, axis=0), 2.0**-200))) - 28)
+    return np.asarray(np.rint(block / unit) * unit)
 
 
 class TargetGram:
     """Xᵀ X of target rows X [T, d], arranged for NormSim₂.
 
     xᵀ G x takes the products of one triangle: G is cut into halves again and again, and of the two blocks off the diagonal, one counts
-    twice. Products are exact (`_on_two_grids`), so the bits depend on no library and no number of threads.
+    twice. G is rounded so that products are exact (`_on_grid`): the bits depend on no library and no number of threads.
     """
 
     def __init__(self, matrix: Wide) -> None:
         """Takes `gram` of X, float64 [d, d]."""
         import torch  # noqa: PLC0415  (seconds, which other scores do without)
 
-        self.scale, coarse, fine = _on_two_grids(matrix)
         self.blocks = [
-            (rows, columns, torch.from_numpy(times * np.hstack([coarse[rows, columns], fine[rows, columns]]).T.copy()))
+            (rows, columns, torch.from_numpy((times * _on_grid(matrix[rows, columns])).T.copy()))
             for rows, columns, times in _triangle(0, len(matrix))
         ]
 
@@ -252,7 +292,7 @@ class TargetGram:
                 torch.mm(x[:, rows], block.T, out=product)
                 _add_products(wide[:, columns], product.numpy(), sums)
             with np.errstate(invalid="ignore"):
-                squares = np.maximum(reduce(np.add, sums.T), 0.0) * self.scale
+                squares = np.maximum(reduce(np.add, sums.T), 0.0)
                 norms[start : start + len(half)] = np.sqrt(squares) / _norms(wide)
 
         def memory() -> tuple[torch.Tensor, torch.Tensor]:
@@ -276,56 +316,12 @@ def _triangle(start: int, stop: int) -> Iterator[tuple[slice, slice, float]]:
 
 @jit
 def _add_products(x: Wide, products: Wide, sums: Wide) -> None:
-    """Adds (products[:, :c] + products[:, c:]) · x [n, c], column j into sums [n, _LANES] at j mod _LANES."""
+    """Adds products · x [n, c], column j into sums [n, _LANES] at j mod _LANES."""
     columns = x.shape[1]
     whole = columns // _LANES * _LANES
     for row in range(len(x)):
         for start in range(0, whole, _LANES):
             for lane in range(_LANES):
-                column = start + lane
-                sums[row, lane] += (products[row, column] + products[row, columns + column]) * x[row, column]
+                sums[row, lane] += products[row, start + lane] * x[row, start + lane]
         for column in range(whole, columns):
-            sums[row, column - whole] += (products[row, column] + products[row, columns + column]) * x[row, column]
-
-
-def greatest_cosines(image: Half, targets: Iterable[Half]) -> Wide:
-    """NormSim∞: ‖X x_i‖_∞, the greatest magnitude of a cosine to any row of a target set X (Wang et al. 2024, section 3.2).
-
-    Args:
-        image: float16 [n, d], unit norm.
-        targets: pieces of X, float16 [t, d], unit norm.
-
-    Returns:
-        float64 [n], NaN for rows of zeros. Takes the memory of `image` and of one piece in float64, and 4,096 · t bytes a thread.
-    """
-    import torch  # noqa: PLC0415  (seconds, which other scores do without)
-
-    from tailwise.kernels.threads import run_tiles  # noqa: PLC0415  (imports torch)
-
-    x, greatest = image.astype(np.float64), np.zeros(len(image))
-    for piece in targets:
-        wide = piece.astype(np.float64)
-        right, scales = torch.from_numpy(wide).T, 1.0 / _norms(wide)
-
-        def work(start: int, product: torch.Tensor, right: torch.Tensor = right, scales: Wide = scales) -> None:
-            rows = torch.from_numpy(x[start : start + _NORM_ROWS])
-            torch.mm(rows, right, out=product[: len(rows)])
-            _raise_to_greatest(product[: len(rows)].numpy(), scales, greatest[start : start + _NORM_ROWS])
-
-        def memory(columns: int = len(piece)) -> torch.Tensor:
-            return torch.empty((_NORM_ROWS, columns), dtype=torch.float64)
-
-        run_tiles(work, range(0, len(x), _NORM_ROWS), torch.get_num_threads(), memory)
-    with np.errstate(invalid="ignore"):
-        cosine: Wide = greatest / _norms(x)
-    return cosine
-
-
-@jit_any_order
-def _raise_to_greatest(products: Wide, scales: Wide, greatest: Wide) -> None:
-    """Raises `greatest` [n] to the greatest |products| · scales of each row; the order plays no role in a maximum."""
-    for row in range(len(products)):
-        best = greatest[row]
-        for column in range(products.shape[1]):
-            best = max(best, abs(products[row, column]) * scales[column])
-        greatest[row] = best
+            sums[row, column - whole] += products[row, column] * x[row, column]

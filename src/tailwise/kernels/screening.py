@@ -114,9 +114,9 @@ class Screen:
             )
         return out
 
-    def columns(self, x: Floats) -> Coded:
-        """Return the codes of columns."""
-        coded = self.as_columns(self.rows(x))
+    def columns(self, x: Floats, factors: Floats | None = None) -> Coded:
+        """Return the codes of columns, times factors."""
+        coded = self.as_columns(self.rows(x, factors))
         return replace(coded, codes=coded.codes[: -(-len(x) // COLUMN_PAD) * COLUMN_PAD])
 
     def as_columns(self, rows: Coded) -> Coded:

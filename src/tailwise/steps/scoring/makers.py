@@ -26,7 +26,7 @@ from tailwise.errors import UserError
 from tailwise.execution.base import KERNEL, Apply, Task, Worker
 from tailwise.kernels.grid import row_chunks
 from tailwise.kernels.keyed import permute_range, stream_key
-from tailwise.kernels.scores import TargetGram, clip_loss, cosines, gram, greatest_cosines
+from tailwise.kernels.scores import TargetGram, clip_loss, cosines, gram
 from tailwise.mapped import release_pages
 from tailwise.steps.importing.join import fill, refuse_other_pool
 from tailwise.steps.importing.listed import SampleList, check_matched, has_columns, read_list
@@ -179,6 +179,8 @@ def _euclidean(target: Target) -> Callable[[Rows], Scores]:
 
 
 def _greatest(target: Target) -> Callable[[Rows], Scores]:
+    from tailwise.kernels.greatest import greatest_cosines  # noqa: PLC0415  (imports torch)
+
     return lambda chunk: greatest_cosines(chunk, target.pieces())
 
 
