@@ -35,6 +35,7 @@ GROUPS, NOISE, GROUP_DECAY, SPECTRUM_DECAY, CHUNK_ROWS = 3000, 1.4, 0.7, 0.5, 16
 ASSIGN = ("300000x512x1000", "100000x768x20000")
 ASSIGN_GOALS = dict(zip(ASSIGN, (3.0, 4.5), strict=True))  # times faiss, on processors without AMX
 FLOAT32_GOAL, KMEANS_GOAL, DUPLICATES_GOAL = 0.9, 3.5, 4.0
+MANY_CENTROIDS, MANY_CENTROIDS_GOAL = "200000x768x10000", 5.0
 EQUAL_GOAL, LOSS_GOAL = 0.9999, 1e-6
 ONE_CLUSTER_GOAL_BYTES = 2e9
 ITERATIONS = 10
@@ -47,7 +48,9 @@ OURS, FAISS = "ours", "faiss"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help="assign, kmeans, duplicates; all by default")
+    parser.add_argument(
+        "parts", nargs="*", help="assign, kmeans, duplicates; all by default. many: k-means at K = 10,000"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="of each comparison; k-means has another seed in each")
     parser.add_argument("--assign", nargs="+", default=ASSIGN, metavar="ROWSxDIMENSIONxK")
     parser.add_argument("--kmeans", default=ASSIGN[0], metavar="ROWSxDIMENSIONxK")
@@ -58,7 +61,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="draws the course of k-means, as .svg or .png")
     arguments = parser.parse_args()
     parts = arguments.parts or ["assign", "kmeans", "duplicates"]
-    if unknown := set(parts) - {"assign", "kmeans", "duplicates"}:
+    if unknown := set(parts) - {"assign", "kmeans", "duplicates", "many"}:
         parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
     print_header(
         f"kernels: {', '.join(parts)}, on the CPU", *("torch", "numba", "faiss-cpu", "fastkmeans", "scikit-learn")
@@ -75,6 +78,8 @@ def main() -> None:
         ]
         if arguments.plot:
             draw(courses, arguments.plot)
+    if "many" in parts:
+        compare_with_faiss(*made_up_points(MANY_CENTROIDS), {}, arguments.rounds, MANY_CENTROIDS_GOAL)
     if "duplicates" in parts:
         for members in arguments.members:
             compare_duplicates(members, arguments.dimension, arguments.rounds)
@@ -379,29 +384,45 @@ def compare_fits(
     return seconds, judged, courses
 
 
-def compare_kmeans(shape: str, rounds: int) -> Course:
+def made_up_points(shape: str) -> tuple[Rows, int]:
+    """Return rows for a k-means, and K."""
     rows, dimension, k = parse_shape(shape)
     print(
         f"\nk-means: {rows:,} × {dimension} rows, K {k:,}, {ITERATIONS} iterations, another seed each round", flush=True
     )
     half = made_up_rows(rows, dimension)
-    x = Rows(half, half.astype(np.float32))
     kmeans(half[: 8 * 512], 8, iterations=3, device="cpu")  # compiles
+    return Rows(half, half.astype(np.float32)), k
+
+
+def compare_with_faiss(
+    x: Rows, k: int, others: dict[str, Callable[[int], Fit]], rounds: int, goal: float
+) -> dict[str, list[tuple[float, float]]]:
+    """Ours, faiss and others in turns; return their courses."""
     ways: dict[str, Callable[[int], Fit]] = {
         OURS: lambda seed: fit_ours(x, k, seed, ITERATIONS),
         FAISS: lambda seed: fit_faiss(x, k, seed, ITERATIONS),
+        **others,
+    }
+    seconds, judged, courses = compare_fits(x, ways, rounds)
+    times = ratios(seconds, FAISS, OURS)
+    print(f"  ours against faiss: {spread(times, '.2f')} times as fast{verdict(statistics.median(times), goal)}")
+    gains = [mine - theirs for mine, theirs in zip(judged[OURS], judged[FAISS], strict=True)]
+    print(f"  ours against faiss: mean cosine {spread(gains, '+.5f')}{verdict(min(gains), 0)}")
+    return courses
+
+
+def compare_kmeans(shape: str, rounds: int) -> Course:
+    x, k = made_up_points(shape)
+    others: dict[str, Callable[[int], Fit]] = {
         "fastkmeans": lambda seed: fit_fastkmeans(x, k, seed, ITERATIONS),
         "naive bfloat16": lambda seed: fit_naive(x, k, seed, ITERATIONS),
         f"{OURS}, default iterations": lambda seed: fit_ours(x, k, seed, None),
     }
-    seconds, judged, courses = compare_fits(x, ways, rounds)
-    times = ratios(seconds, FAISS, OURS)
-    print(f"  ours against faiss: {spread(times, '.2f')} times as fast{verdict(statistics.median(times), KMEANS_GOAL)}")
-    gains = [mine - theirs for mine, theirs in zip(judged[OURS], judged[FAISS], strict=True)]
-    print(f"  ours against faiss: mean cosine {spread(gains, '+.5f')}{verdict(min(gains), 0)}")
+    courses = compare_with_faiss(x, k, others, rounds, KMEANS_GOAL)
     for name, way in (("fastkmeans", fit_fastkmeans), ("naive bfloat16", fit_naive)):
         courses[name] = fewer(x, k, way, FEWER_ITERATIONS, courses[name])
-    return Course(f"{rows:,} × {dimension}, K {k:,}", courses)
+    return Course("{:,} × {:,}, K {:,}".format(*x.half.shape, k), courses)
 
 
 def fewer(
