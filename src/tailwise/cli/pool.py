@@ -388,7 +388,7 @@ def rename(
     """Rename an artifact or an embedding column.
 
     Others know by name what they were made from: where there are any, this is refused. Plans can always be renamed, but a
-    training that has begun on a plan is resumed under the old name only.
+    training that was started on a plan is resumed under the old name only.
 
     Example:
       tailwise rename my-catalog plans/epochs epochs-2026-11

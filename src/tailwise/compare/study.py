@@ -322,7 +322,7 @@ def prepare(study: Study, runner: Runner) -> None:
 
 
 def _named(context: Context, line: str, later: int) -> Context:
-    """Return the context of one run: lines of its training tell which run it is, and the time left for those that come later."""
+    """Return the context of one run: lines of its training name the run, and the time left for those that come later."""
 
     def track(items: Iterable[Item], description: str, total: int | None = None, **options: Any) -> Iterable[Item]:  # noqa: ANN401
         if options:  # a training

@@ -1,7 +1,7 @@
-"""Parquet files with images as a store of ranges: row groups are decoded, and the ranges that are wanted lie in the cache on disk.
+"""Parquet files with images as a store of ranges: row groups are decoded, and the ranges that are wanted are in the cache on disk.
 
 A row group is decoded once for all ranges of it that are announced together, such as those of a block of the loader; other processes
-find them in the cache. A range that nobody announced brings its whole row group.
+find them in the cache. A range that was not announced brings its whole row group.
 """
 
 from __future__ import annotations

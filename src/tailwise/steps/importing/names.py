@@ -23,7 +23,7 @@ from tailwise.storage.local import remove_folder
 Names = Sequence[str] | npt.NDArray[Any]  # texts; or uids as HASH
 Entries = tuple[Names, npt.NDArray[np.float64] | None]  # names, and the values of all or none
 EXAMPLES = 1 << 16  # names that are kept as text, for errors
-OF_ONE_SAMPLE = ("key", "image_path", "shard")  # kinds of names: two samples of one such name are not told apart
+OF_ONE_SAMPLE = ("key", "image_path", "shard")  # kinds of names: two samples of one such name are not separated
 
 
 def name_hashes(kind: str, names: Names) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
@@ -78,7 +78,7 @@ class NameIndex(KeyIndex):
     """
 
     def __init__(self, folder: Path, names: int, *, paired: bool = False) -> None:
-        """Begin an empty index in a folder that does not exist yet, for about so many names; `paired` for `pair`."""
+        """Begin an empty index in a folder that does not exist yet, for about that number of names; `paired` for `pair`."""
         super().__init__(folder, names)
         self.count = 0
         self.paired, self._heads = paired, dict[int, int]()
