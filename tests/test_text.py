@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailwise.errors import UserError
-from tailwise.text import plain
+from tailwise.text import enumerated, plain
 
 
 def test_what_a_terminal_would_obey_is_escaped():
@@ -30,3 +30,10 @@ def test_nothing_unsafe_is_left(text):
 
 def test_errors_are_one_safe_line():
     assert str(UserError("no key 'a\x1b[0m'\nhere")) == "no key 'a\\x1b[0m' here"
+
+
+def test_many_names_are_shortened():
+    names = [f"plan-{number}" for number in range(2000)]
+    assert enumerated([]) == "none"
+    assert enumerated(names[:2]) == "plan-0, plan-1"
+    assert enumerated(names).endswith("plan-11 and 1,988 more")

@@ -6,7 +6,7 @@ import difflib
 import re
 import shlex
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 # Control and format characters, line and paragraph separators, lone surrogates: what a terminal obeys or cannot show.
@@ -102,6 +102,12 @@ def command_line(command: str, *words: object, **options: object) -> str:
 def nearest(name: object, known: Iterable[str]) -> str | None:
     """Return the known name nearest to an unknown one; None if none is near."""
     return next(iter(difflib.get_close_matches(str(name), list(known), n=1)), None)
+
+
+def enumerated(names: Sequence[str], most: int = 12) -> str:
+    """Return names as a list in a sentence; after `most`, how many more there are. "none" for no names."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return f"{', '.join(names[:most]) or 'none'}{more}"
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

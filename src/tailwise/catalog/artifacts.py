@@ -27,7 +27,7 @@ from tailwise.storage.local import (
     remove_temporary_files,
 )
 from tailwise.storage.store_path import is_stored
-from tailwise.text import command_line, nearest
+from tailwise.text import command_line, enumerated, nearest
 
 logger = logging.getLogger(__name__)
 REMOVALS = "removals"  # the input that stands for the samples removed so far
@@ -295,7 +295,7 @@ def read_manifest(folder: Path, what: str, remedy: str) -> dict[str, Any]:
     there = sorted(path.parent.name for path in folder.parent.glob(f"*/{MANIFEST}"))
     near = nearest(folder.name, there)
     hint = f"did you mean {near!r}? Otherwise " if near else ""
-    raise NotFoundError(f"no {what} named {folder.name!r} (there: {', '.join(there) or 'none'}): {hint}{remedy}")
+    raise NotFoundError(f"no {what} named {folder.name!r} (there: {enumerated(there)}): {hint}{remedy}")
 
 
 class FinishedArtifact:
