@@ -179,9 +179,11 @@ def _percent(figure: dict[str, float | None]) -> str:
 
 def _number(figure: dict[str, float | None], unit: int = 1) -> str:
     value, low, high = (figure[name] for name in ("value", "low", "high"))
-    if value is None or low is None or high is None:
+    if value is None:
         return "–"
-    return f"{unit * value:.2f} [{unit * low:.2f}, {unit * high:.2f}]"
+    return f"{unit * value:.2f}" + (
+        f" [{unit * low:.2f}, {unit * high:.2f}]" if low is not None and high is not None else ""
+    )
 
 
 @app.command()

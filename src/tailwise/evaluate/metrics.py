@@ -196,7 +196,8 @@ def intervals(
 
     `cells` are numbers of images of each kind, of any shape. `figures` maps counts [..., *shape of cells] to arrays [...], NaN where there
     is no figure; replicates without the figure are left out. Low and high are the lowest and highest replicate within the level; if these
-    are equal, the ends of Wilson's interval with the effective number of images in `sizes`, for figures that are shares and so are there.
+    are equal, the ends of Wilson's interval with the effective number of images in `sizes`, for figures that are shares and so are there;
+    None for others.
     """
     values = figures(cells)
     chunks = [figures(drawn) for drawn in _resample(cells, replicates, seed)]
@@ -226,9 +227,10 @@ def _interval(value: Floats, drawn: Floats, size: float | None) -> Interval:
     tail = (1 - LEVEL) / 2
     # Replicates, not points between two of them: if all are equal, so are both ends.
     low, high = float(np.quantile(known, tail, method="lower")), float(np.quantile(known, 1 - tail, method="higher"))
-    if low == high and size is not None:
-        low, high = _wilson(float(value), size)
-    return {"value": float(value), "low": low, "high": high}
+    if low < high:
+        return {"value": float(value), "low": low, "high": high}
+    low_high = (None, None) if size is None else _wilson(float(value), size)
+    return {"value": float(value), **dict(zip(("low", "high"), low_high, strict=True))}
 
 
 def _wilson(share: float, n: float) -> tuple[float, float]:
