@@ -5,13 +5,16 @@ Runs of several sessions and machines may be in one file; all rows of a seed sho
 usage: study.py add OUTPUT studies/NAME.jsonl         (takes runs that the file lacks)
        study.py missing RECIPE studies/NAME.jsonl     (rows and seeds that the file lacks)
        study.py rarity CATALOG GROUPING FILE.tsv      (a score for SCS: -ln of the size of the sample's group)
+       study.py retrieval TEST.parquet FOLDER         (an evaluation set of a table's images and captions)
        study.py show studies/NAME.jsonl [--baseline "random dynamic"] [--counts classes.tsv] [--plot FILE.svg]
 """
 
 import argparse
 import csv
+import io
 import json
 import statistics
+import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,8 +42,10 @@ def main() -> None:
     rare = commands.add_parser("rarity")
     rare.add_argument("catalog", type=Path)
     rare.add_argument("grouping")
+    retrieval = commands.add_parser("retrieval")
+    retrieval.add_argument("table", type=Path)
     show = commands.add_parser("show")
-    for each in (add, missing, rare, show):
+    for each in (add, missing, rare, retrieval, show):
         each.add_argument("file", type=Path)
     show.add_argument("--baseline", default="random dynamic")
     show.add_argument("--counts", type=Path, help="classes.tsv of web-lt: adds thirds of the rare classes")
@@ -48,6 +53,9 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.command == "rarity":
         write_rarity(asked.catalog, asked.grouping, asked.file)
+        return
+    if asked.command == "retrieval":
+        write_retrieval(asked.table, asked.file)
         return
     runs = read(asked.file)
     if asked.command == "add":
@@ -78,8 +86,9 @@ def collect(output: Path, path: Path, runs: list[Run]) -> None:
         run["evaluated"].pop("data", None)  # folders of that machine
         run["right"] = {}
         for item in run["evaluations"]:
-            classes = pq.read_table(file.parent / f"classes-{item['set']}.parquet")
-            run["right"][item["set"]] = classes["right"].to_pylist()
+            if item["task"] == "classification":
+                classes = pq.read_table(file.parent / f"classes-{item['set']}.parquet")
+                run["right"][item["set"]] = classes["right"].to_pylist()
         runs.append(without_folders(run))
     lines = [json.dumps(run, sort_keys=True) for run in sorted(runs, key=lambda run: (run["seed"], run["row"]))]
     path.write_text("\n".join(lines) + "\n")
@@ -100,15 +109,34 @@ def write_rarity(folder: Path, grouping: str, path: Path) -> None:
                 stream.write(f"{uid.hex()}\t{score:.9g}\n")
 
 
+def write_retrieval(table: Path, folder: Path) -> None:
+    """Write images and captions of a table as clip_benchmark's layout of a retrieval set."""
+    (folder / "test").mkdir(parents=True)
+    (folder / "dataset_type.txt").write_text("retrieval\n")
+    (folder / "test" / "nshards.txt").write_text("1\n")
+    with tarfile.open(folder / "test" / "0.tar", "w") as tar:
+        for row in pq.read_table(table, columns=["key", "image", "caption"]).to_pylist():
+            for suffix, data in (("jpg", row["image"]["bytes"]), ("txt", row["caption"].encode())):
+                member = tarfile.TarInfo(f"{row['key']}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
 NAMES = {"eval-rare": "rare", "eval-heads": "heads", "mean over sets": "overall", "top1": "top-1"}
 
 
 def accuracies(run: Run, thirds: Mapping[str, Sequence[int]]) -> dict[str, float]:
-    """Return top-1 in %: of each set, their mean, and each third of the rare classes; of a single set, of all classes and of each group."""
+    """Return top-1 in %: of each set, their mean, and each third of the rare classes.
+
+    Of a single set: of all classes and of each group, and recall at 1 of retrieval sets.
+    """
+    tasks = {item["set"]: item["task"] for item in run["evaluations"]}
+    if [*tasks.values()].count("classification") == 1:
+        found = {
+            name: value for name, values in figures(run).items() if name in tasks for name, value in values.items()
+        }
+        return {NAMES.get(name, name): 100 * value for name, value in found.items() if name != "mean_per_class"}
     sets = figures(run)
-    if len(sets) == 1:
-        (values,) = sets.values()
-        return {NAMES.get(name, name): 100 * value for name, value in values.items() if name != "mean_per_class"}
     found = {NAMES.get(name, name): 100 * values["top1"] for name, values in sets.items()}
     for name, members in thirds.items():
         rights = np.array(run["right"]["eval-rare"])[list(members)]
