@@ -4,26 +4,34 @@ The pool is DataComp metadata with made-up embeddings (those of kernels.py). The
 written independently: (1) read all embeddings into a float32 matrix and fit spherical k-means on it, 10 iterations; (2) merge
 centroids, one search per centroid; (3) assign all rows; (4) count members and compute rates; (5) write keys and clusters as TSV and
 rates as JSON. Ours: import, cluster, plan, export. Seconds are wall times of the processes, memory is the greatest peak among them.
-usage: pipeline.py [--rows 1000000] [--dimension 512] [--k 2000] [--rounds 1] [--compressed]
+
+The steps import, plan and export are also compared with their floor: the seconds to read the files that the step opens in pieces of
+8 MB, plus the seconds to write as many bytes as the step leaves. Compressed arrays are inflated. The floor follows right after the step,
+on the same disk. Both find the files in the page cache and nothing unwritten (sync), and both write to the disk (fsync). The step is a
+process of its own, the floor is not: the seconds of an empty command are printed beside it and not subtracted.
+usage: pipeline.py [--rows 1000000] [--dimension 512] [--k 2000] [--rounds 1] [--compressed] [--ours]
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import time
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from common import print_header
-from kernels import made_up_chunks
 
 FILE_ROWS, ITERATIONS, MERGE, ALPHA, KEEP = 262_144, 10, 0.7, 0.2, 0.5
-SPEED_GOAL, MEMORY_GOAL = 3.0, 1 / 3
+SPEED_GOAL, MEMORY_GOAL, FLOOR_GOAL = 3.0, 1 / 3, 2.0
+PIECE_BYTES = 8 << 20
 
 
 def main() -> None:
@@ -33,6 +41,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--compressed", action="store_true", help="the arrays of the .npz files")
+    parser.add_argument("--ours", action="store_true", help="leave out the plain way")
     parser.add_argument("--plain", nargs=2, type=Path, metavar=("METADATA", "OUTPUT"), help="run the plain way alone")
     arguments = parser.parse_args()
     if arguments.plain:
@@ -41,12 +50,19 @@ def main() -> None:
     print_header("pipeline: embeddings to rates", "torch", "numba", "faiss-cpu", "pandas")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_metadata(folder / "metadata", arguments.rows, arguments.dimension, arguments.compressed)
+        what = (folder / "metadata", arguments.rows, arguments.dimension, arguments.compressed)
+        maker = multiprocessing.get_context("spawn").Process(target=write_metadata, args=what)  # see `run`
+        maker.start()
+        maker.join()
+        if maker.exitcode:
+            sys.exit("failed: the made-up pool")
         for number in range(arguments.rounds):
-            compare(folder, arguments.k, number)
+            compare(folder, arguments.k, number, peer=not arguments.ours)
 
 
 def write_metadata(folder: Path, rows: int, dimension: int, compressed: bool) -> None:
+    from kernels import made_up_chunks  # torch
+
     folder.mkdir()
     chunks, save = made_up_chunks(rows, dimension), np.savez_compressed if compressed else np.savez
     for number, first in enumerate(range(0, rows, FILE_ROWS)):
@@ -59,7 +75,7 @@ def write_metadata(folder: Path, rows: int, dimension: int, compressed: bool) ->
         pq.write_table(pa.table(table), folder / f"{number:04d}.parquet")
 
 
-def compare(folder: Path, k: int, number: int) -> None:
+def compare(folder: Path, k: int, number: int, *, peer: bool) -> None:
     catalog, rates = folder / f"catalog-{number}", folder / f"rates-{number}.json"
     steps = {
         "import": ["import", folder / "metadata", catalog],
@@ -67,14 +83,35 @@ def compare(folder: Path, k: int, number: int) -> None:
         "plan": ["plan", catalog, "epochs", "--method", "dynamics", "--alpha", ALPHA, "--keep", KEEP],
         "export": ["export", catalog, "epochs", "--to", "rates-json", "--output", rates],
     }
-    ours = {name: run([sys.executable, "-m", "tailwise", *map(str, step)]) for name, step in steps.items()}
+    clusters, plan = catalog / "clusters" / "main", catalog / "plans" / "epochs"
+    files = {  # that the step reads; that it leaves
+        "import": ([(folder / "metadata", "*")], (catalog, "**/*")),
+        "plan": ([(clusters, "label-*"), (clusters, "clusters.parquet")], (plan, "*")),
+        "export": ([(catalog, "samples/*.parquet"), (plan, "group*")], (folder, rates.name)),
+    }
+    os.sync()
+    command = [sys.executable, "-m", "tailwise"]
+    print(f"  empty      {run([*command, '--version'])[0]:7.2f} s   (tailwise --version)")
+    ours = {}
+    for name, step in steps.items():
+        seconds, peak = ours[name] = run([*command, *map(str, step)])
+        print(f"  {name:10s} {seconds:7.2f} s   {peak / 1e9:.2f} GB", end="", flush=True)
+        if name in files:
+            read, (place, left) = files[name]
+            left_bytes = sum(path.stat().st_size for path in place.glob(left) if path.is_file())
+            reading = seconds_to_read(path for place, pattern in read for path in sorted(place.glob(pattern)))
+            writing = seconds_to_write(folder / "floor", left_bytes)
+            times = seconds / (reading + writing)
+            print(f" = {times:.1f} times reading and writing its bytes ({reading:.3f} + {writing:.3f} s)", end="")
+            print(f" [goal {FLOOR_GOAL:g}: {'reached' if times <= FLOOR_GOAL else 'NOT reached'}]", end="")
+        print(flush=True)
+    seconds, peak = sum(value for value, _ in ours.values()), max(value for _, value in ours.values())
+    print(f"  ours       {seconds:7.1f} s   {peak / 1e9:.2f} GB")
+    if not peer:
+        return
     plain_rates = folder / f"plain-{number}.json"
     script = [sys.executable, __file__, "--plain", str(folder / "metadata"), str(plain_rates), "--k", str(k)]
     theirs = run(script, show=True)
-    seconds, peak = sum(value for value, _ in ours.values()), max(value for _, value in ours.values())
-    for name, (step_seconds, step_peak) in ours.items():
-        print(f"  {name:10s} {step_seconds:7.1f} s   {step_peak / 1e9:.2f} GB")
-    print(f"  ours       {seconds:7.1f} s   {peak / 1e9:.2f} GB")
     print(f"  plain      {theirs[0]:7.1f} s   {theirs[1] / 1e9:.2f} GB")
     for what, path in (("ours", rates), ("plain", plain_rates)):
         values = np.fromiter(json.loads(path.read_text()).values(), float)
@@ -87,8 +124,32 @@ def compare(folder: Path, k: int, number: int) -> None:
     )
 
 
+def seconds_to_read(paths: Iterable[Path]) -> float:
+    start = time.perf_counter()
+    for path in paths:
+        arrays = zipfile.ZipFile(path) if path.suffix == ".npz" else None
+        packed = [each for each in arrays.infolist() if each.compress_type] if arrays else []
+        for stream in [arrays.open(each) for each in packed] if packed else [path.open("rb", buffering=0)]:
+            with stream:
+                while stream.read(PIECE_BYTES):
+                    pass
+    return time.perf_counter() - start
+
+
+def seconds_to_write(path: Path, size: int) -> float:
+    piece = memoryview(os.urandom(PIECE_BYTES))
+    start = time.perf_counter()
+    with path.open("wb", buffering=0) as stream:
+        for at in range(0, size, PIECE_BYTES):
+            stream.write(piece[: size - at])
+        os.fsync(stream.fileno())
+    seconds = time.perf_counter() - start
+    path.unlink()
+    return seconds
+
+
 def run(command: list[str], *, show: bool = False) -> tuple[float, int]:
-    """Wall seconds of a process, and its peak resident memory in bytes."""
+    """Wall seconds of a process, and its peak resident memory in bytes, or this process's where that is greater (Linux)."""
     start = time.perf_counter()
     process = subprocess.Popen(
         command, stdout=None if show else subprocess.DEVNULL, stderr=None if show else subprocess.DEVNULL
