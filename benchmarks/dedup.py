@@ -79,7 +79,7 @@ def kernels(catalog: tailwise.Catalog) -> None:
     """Clusters one by one, by both ways, turn by turn."""
     labels = np.concatenate(list(Clustering.open(catalog, "main").parts(LABEL)))
     rows = np.concatenate(catalog.embedding_parts("image", catalog.snapshot()))
-    clusters = [rows[labels == cluster] for cluster in range(COMPARED_CLUSTERS)]
+    clusters = [rows[labels == cluster] for cluster in np.unique(labels)[:COMPARED_CLUSTERS]]
     seconds: dict[str, list[float]] = {"ours": [], "plain": []}
     ratios = []
     for _ in range(ROUNDS):

@@ -38,16 +38,18 @@ class Memory(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="without decoding")
-    transform = None if parser.parse_args().quick else image_transform(64, is_train=True)
+    quick = parser.parse_args().quick
+    # bytes() keeps an encoded image as it is; without any transform the loader would have threads in place of workers.
+    images = {"decode": bytes, "transform": bytes} if quick else {"transform": image_transform(64, is_train=True)}
     print_header(
-        f"loader memory: {pools.pool_name()}, keep 0.277, {'not ' * (transform is None)}decoded, {WORKERS} workers",
+        f"loader memory: {pools.pool_name()}, keep 0.277, {'not ' * quick}decoded, {WORKERS} workers",
         "torch",
     )
     with tempfile.TemporaryDirectory() as folder:
         tars = pools.source(Path(folder))
         catalog = pools.clustered(tars, Path(folder) / "catalog")
         plan = tailwise.make_plan(catalog, "epochs", tailwise.PlanRequest("dynamics", keep=0.277))
-        loader = Loader(plan, batch_size=BATCH, transform=transform, workers=WORKERS)
+        loader = Loader(plan, batch_size=BATCH, workers=WORKERS, **images)
         found: list[dict[str, Memory]] = []
         for epoch in range(EPOCHS):
             samples = sum(len(batch.rows) for batch in loader.epoch(epoch))
