@@ -8,6 +8,7 @@ usage: formats.py TARS [--keep 1 0.5 0.1] [--group 500] [--latency-ms 5] [--no-s
 """
 
 import argparse
+import atexit
 import hashlib
 import logging
 import multiprocessing
@@ -179,6 +180,7 @@ def start_s3(folder: Path, tars: list[Path]) -> str:
     server = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
+    atexit.register(server.kill)
     os.environ |= {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}
     fsspec.config.conf["s3"] = {"endpoint_url": f"http://127.0.0.1:{int(server.stdout.readline())}"}
     files = fsspec.filesystem("s3")
