@@ -1,6 +1,6 @@
 """The commands that use a GPU, at a realistic size: seconds, rate, share of the device's peak, peak device memory.
 
-    benchmarks/gpu.sh [--small] [--peak-tflops 989]
+    benchmarks/gpu.sh [--small] [--peak-tflops 989]    # the last part of gpu.sh; the only one with --small
 
 - embed: drawn images, 64 pixels, through open_clip's ViT-B-32 at 224 pixels (random weights; the speed does not depend on them).
 - cluster, dedup: made-up embeddings in DataComp's layout. FLOP of `cluster`: 2 · K · d for each row that is

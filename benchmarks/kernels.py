@@ -1,12 +1,15 @@
-"""The three kernels on the CPU against their peers, turn by turn: assignment, k-means, near-duplicates inside clusters.
+"""The three kernels against their peers, turn by turn: assignment, k-means, near-duplicates inside clusters.
 
 Rows are made up: a mixture of groups of power-law sizes about a common mean direction, noise of a decaying spectrum, unit norm, float16.
 Peers get the same rows in float32, ready made. Seconds and ratios are medians of the rounds, with the least and the greatest of them.
 Cosines and losses are judged in float64, for all alike.
-usage: kernels.py [assign] [kmeans] [duplicates] [--rounds 3] [--assign 300000x512x1000 100000x768x20000] [--plot FILE]
+`--device cuda` runs assignment and k-means on a CUDA device. Peers there: flash-kmeans and cuML, if installed, and the float16 products
+alone. The products' rows are on the device before the clock starts; all others start from host memory. Not yet run on a CUDA device.
+usage: kernels.py [assign] [kmeans] [duplicates] [--rounds 3] [--assign 300000x512x1000 100000x768x20000] [--plot FILE] [--device cpu|cuda]
 """
 
 import argparse
+import importlib.util
 import multiprocessing
 import statistics
 import time
@@ -37,13 +40,15 @@ ASSIGN_GOALS = dict(zip(ASSIGN, (3.0, 4.5), strict=True))  # times faiss, on pro
 FLOAT32_GOAL, KMEANS_GOAL, DUPLICATES_GOAL = 0.9, 3.5, 4.0
 MANY_CENTROIDS, MANY_CENTROIDS_GOAL = "200000x768x10000", 5.0
 EQUAL_GOAL, LOSS_GOAL = 0.9999, 1e-6
+CUDA_PRODUCTS_GOAL, CUDA_PEERS_GOAL = 0.6, 1.2
+REFERENCE_ROWS, REFERENCE_CHUNK = 4096, 512  # whose labels are compared with those of float64 products
 ONE_CLUSTER_GOAL_BYTES = 2e9
 ITERATIONS = 10
 FEWER_ITERATIONS = (1, 2, 4, 7)  # of peers that tell nothing of their course
 SKLEARN_ITERATIONS = (1, 2, 4, 8, 16, 32)
 NAIVE_ROWS, PRODUCT_ROWS, CEILING_ROWS = 8192, 2048, 32_768
 COPIES = 0.1  # share of near-copies among a cluster's members
-OURS, FAISS = "ours", "faiss"
+OURS, FAISS, FLASH, CUML = "ours", "faiss", "flash-kmeans", "cuML"
 
 
 def main() -> None:
@@ -59,10 +64,20 @@ def main() -> None:
     parser.add_argument("--one-cluster", type=int, default=200_000, help="members of the cluster whose memory counts")
     parser.add_argument("--dimension", type=int, default=512, help="of the clusters' members")
     parser.add_argument("--plot", type=Path, help="draws the course of k-means, as .svg or .png")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: assign and kmeans alone")
     arguments = parser.parse_args()
-    parts = arguments.parts or ["assign", "kmeans", "duplicates"]
-    if unknown := set(parts) - {"assign", "kmeans", "duplicates", "many"}:
-        parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
+    known = {"cpu": ["assign", "kmeans", "duplicates", "many"], "cuda": ["assign", "kmeans"]}[arguments.device]
+    parts = arguments.parts or known[:3]
+    if unknown := set(parts) - set(known):
+        parser.error(f"unknown parts: {', '.join(sorted(unknown))}; on this device: {', '.join(known)}")
+    if arguments.device == "cuda":
+        if not torch.cuda.is_available():
+            parser.error("no CUDA device here")
+        print_header(f"kernels: {', '.join(parts)}, on {torch.cuda.get_device_name()}", "torch")
+        for part in parts:
+            for shape in arguments.assign if part == "assign" else [arguments.kmeans]:
+                compare_on_device(part, shape, arguments.rounds, arguments.device)
+        return
     print_header(
         f"kernels: {', '.join(parts)}, on the CPU", *("torch", "numba", "faiss-cpu", "fastkmeans", "scikit-learn")
     )
@@ -189,6 +204,7 @@ def compare_assign(shape: str, rounds: int) -> None:
         on_wide = name == on_float32_rows
         own, theirs = (unrounded, unrounded_labels) if on_wide else (wide, labels[FAISS])
         print_equality(name, own, centroids, labels[name], theirs)
+        print_reference(name, own, centroids, labels[name])
     mine = statistics.median(seconds[OURS])
     for name, ceiling in product_seconds(wide, centroids).items():
         print(
@@ -213,6 +229,17 @@ def print_equality(name: str, x: Floats, centroids: Floats, mine: npt.NDArray[An
         f"  {name:24s} labels equal to faiss's {equal:.4%} ({len(other):,} differ){goals[0]}, worst loss of cosine {worst:.2g}{goals[1]}, "
         f"faiss's against it {max(float((-loss).max(initial=0)), 0.0):.2g}"
     )
+
+
+def print_reference(name: str, x: Floats, centroids: Floats, labels: npt.NDArray[Any]) -> None:
+    """How many labels of rows at even steps equal the argmax of float64 products; of equal products, the first counts."""
+    at = np.linspace(0, len(x) - 1, min(REFERENCE_ROWS, len(x))).astype(np.int64)
+    columns = centroids.T.astype(np.float64)
+    chunks = (x[at[start : start + REFERENCE_CHUNK]] for start in range(0, len(at), REFERENCE_CHUNK))
+    expected = np.concatenate([(chunk.astype(np.float64) @ columns).argmax(axis=1) for chunk in chunks])
+    differ = np.count_nonzero(expected != labels[at])
+    result = f"{differ:,} labels differ from" if differ else "all labels equal"
+    print(f"  {name:24s} of {len(at):,} rows, {result} float64's")
 
 
 def cosines(x: Floats, others: Floats) -> npt.NDArray[np.float64]:
@@ -297,14 +324,14 @@ class Rows(NamedTuple):
     wide: Floats
 
 
-def fit_ours(x: Rows, k: int, seed: int, iterations: int | None) -> Fit:
+def fit_ours(x: Rows, k: int, seed: int, iterations: int | None, device: str = "cpu") -> Fit:
     start, seconds = time.perf_counter(), list[float]()
     fixed = {} if iterations is None else {"iterations": iterations, "tolerance": -np.inf}
     made = kmeans(
         x.half,
         k,
         seed=seed,
-        device="cpu",
+        device=device,
         on_iteration=lambda *_: seconds.append(time.perf_counter() - start),
         **fixed,  # type: ignore[arg-type]
     )
@@ -486,6 +513,81 @@ def draw(courses: list[Course], path: Path) -> None:
         axes.legend(fontsize=8)
     grid[0][0].set_ylabel("mean cosine to the centroid")
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
+
+
+# --- assignment and k-means on a device ---------------------------------------------------------------------------------
+
+
+def compare_on_device(part: str, shape: str, rounds: int, device: str) -> None:
+    """Ours, installed peers and the products alone: k-means, or assignment to the centroids of a k-means of two iterations."""
+    rows, dimension, k = parse_shape(shape)
+    iterations = ITERATIONS if part == "kmeans" else 1
+    print(f"\n{part} on {device}: {rows:,} × {dimension} rows, K {k:,}, iterations: {iterations}", flush=True)
+    half = made_up_rows(rows, dimension)
+    x = Rows(half, half.astype(np.float32))
+    centroids = None if part == "kmeans" else kmeans(half, k, iterations=2, device=device).centroids
+    ways: dict[str, Callable[[int], Any]] = {OURS: lambda _: assign(half, centroids, device=device)[0]}
+    if centroids is None:
+        ways[OURS] = lambda seed: fit_ours(x, k, seed, ITERATIONS, device).centroids
+    for name, module, way in ((FLASH, "flash_kmeans", flash_on_device), (CUML, "cuml", cuml_on_device)):
+        if importlib.util.find_spec(module) is None:
+            print(f"  {name}: not installed")
+        else:
+            ways[name] = way(x, k, centroids, device)
+    take_turns(ways, 1)  # compiles
+    seconds, made = take_turns(ways, rounds)
+    for name, values in seconds.items():
+        times = ratios(seconds, name, OURS)
+        goal = verdict(statistics.median(times), CUDA_PEERS_GOAL) if name != OURS else ""
+        print(f"  {name:24s} {spread(values, '.4f')} s; {OURS} is {spread(times, '.2f')} times as fast{goal}")
+        if centroids is None:
+            print(f"  {name:24s} mean cosine {spread([mean_cosine(half, each) for each in made[name]], '.5f')}")
+        else:
+            print_reference(name, x.wide, centroids, made[name][-1])
+    products = iterations * product_seconds_on_device(half, k, device)
+    share = products / statistics.median(seconds[OURS])
+    print(
+        f"  float16 products alone: {products:.4f} s; {OURS}: {share:.1%} of their speed{verdict(share, CUDA_PRODUCTS_GOAL)}"
+    )
+
+
+def flash_on_device(x: Rows, k: int, centroids: Floats | None, device: str) -> Callable[[int], Any]:
+    from flash_kmeans import FlashKMeans
+
+    def way(seed: int) -> npt.NDArray[Any]:
+        model = FlashKMeans(x.half.shape[1], k, ITERATIONS, tol=0.0, seed=seed, device=torch.device(device))
+        if centroids is None:
+            return model.fit(torch.from_numpy(x.half)).centroids_b[0].float().cpu().numpy()
+        model.centroids_b, model._batch_size = torch.from_numpy(centroids).to(device).half()[None], None
+        return model.predict(torch.from_numpy(x.half)).cpu().numpy()
+
+    return way
+
+
+def cuml_on_device(x: Rows, k: int, centroids: Floats | None, _: str) -> Callable[[int], Any]:
+    from cuml.cluster import KMeans
+
+    options = {"n_clusters": k, "n_init": 1, "tol": 0.0, "output_type": "numpy"}
+    if centroids is None:
+        options |= {"init": "random", "max_iter": ITERATIONS}
+        return lambda seed: KMeans(random_state=seed, **options).fit(x.wide).cluster_centers_
+    # Each centroid is its own cluster, so that this fit keeps them.
+    model = KMeans(init=centroids, max_iter=1, **options).fit(centroids)
+    return lambda _: model.predict(x.wide)
+
+
+def product_seconds_on_device(x: Half, k: int, device: str) -> float:
+    """Seconds of the float16 products of all rows and K centroids, on the device: the least of three, after a first."""
+    rows, found = torch.from_numpy(x).to(device), []
+    columns = rows[:k].T.contiguous()
+    for _ in range(4):
+        rows[0, 0].item()  # waits for the device
+        start = time.perf_counter()
+        for chunk in rows.split(CEILING_ROWS):
+            products = torch.mm(chunk, columns)
+        products[0, 0].item()
+        found.append(time.perf_counter() - start)
+    return min(found[1:])
 
 
 # --- near-duplicates ----------------------------------------------------------------------------------------------------
