@@ -157,6 +157,30 @@ def test_what_can_be_checked_is_refused_in_a_line(drawn_plan, recipe, tmp_path, 
     assert files(drawn_plan.catalog.folder, tmp_path) == before
 
 
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+@pytest.mark.parametrize(
+    ("lengths", "needed", "option"),
+    [
+        (["--samples-seen", "9000000,320"], "11,250", "--samples-seen"),
+        (["--samples-seen", "640,8000800"], "10,002", "--samples-seen"),
+        (["--epochs", "10002"], "10,002", "--epochs"),
+    ],
+)
+def test_more_epochs_than_a_plan_has_are_refused_with_a_remedy(
+    drawn_plan, recipe, tiny_model, tmp_path, run_tailwise, dry, lengths, needed, option
+):
+    if option == "--samples-seen":
+        lengths = ["--recipe", recipe, *lengths]
+    after = ["--", "--model", tiny_model, "--batch-size", "32", "--logs", tmp_path / "logs"]
+    refused = run_tailwise("train", drawn_plan.catalog.folder, "epochs", *lengths, *dry, *after, code=2)
+    assert refused.stderr.count("\n") == 1
+    assert (
+        f"the training needs about {needed} epochs of plan 'epochs', which draws 800 samples an epoch; a plan has 10,001 epochs: "
+        f"give fewer {option}, or a plan that draws more samples"
+    ) in refused.stderr
+    assert not (tmp_path / "logs").exists()
+
+
 def test_shards_are_looked_at(drawn_plan, recipe, tmp_path, run_tailwise):
     catalog = drawn_plan.catalog
     shard = Path(catalog.shards().column("path")[0].as_py())

@@ -16,7 +16,7 @@ from tailwise.errors import UserError
 from tailwise.loader.captions import CaptionMix
 from tailwise.loader.order import Order, OrderOptions, choose_lanes
 from tailwise.loader.pool import ON_DAMAGED
-from tailwise.plan.plan import Plan
+from tailwise.plan.plan import MAX_EPOCH, Plan
 from tailwise.recipes import Phase, Recipe
 from tailwise.requests import TrainRequest, bytes_of, caption_weights
 from tailwise.shards.verify import CHECKS
@@ -237,8 +237,22 @@ def _decide_one(
     return Run(number, folder, arguments, parsed, order, rank, ranks, last, segments, start, found, decides)
 
 
+def _check_epochs(counting: Order, phase: Phase, first: int) -> None:
+    """Refuse a phase that needs more epochs than a plan has, by the size of its first epoch."""
+    each = max(counting.drawn(min(first, MAX_EPOCH)), 1)
+    samples = (phase.samples_seen or 0) // counting.options.batch_size * counting.taken
+    needed = first + (phase.epochs or -(-samples // each))
+    if needed > MAX_EPOCH + 1:
+        option = "`epochs`" if phase.epochs is not None else "`samples_seen`"
+        raise UserError(
+            f"the training needs about {needed:,} epochs of plan {counting.plan.name!r}, which draws {each:,} samples an epoch; "
+            f"a plan has {MAX_EPOCH + 1:,} epochs: give fewer {option}, or a plan that draws more samples"
+        )
+
+
 def _batches(counting: Order, phase: Phase, first: int, context: Context) -> int:
     """Return the number of batches of a phase. For a random draw, all its epochs are counted, which takes time once."""
+    _check_epochs(counting, phase, first)
     if phase.epochs is not None:
         steps = range(first + 1, first + phase.epochs, -(-phase.epochs // PROGRESS_STEPS))
         for epoch in context.progress(steps, "counting epochs", len(steps)):
