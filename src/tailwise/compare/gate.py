@@ -1,4 +1,4 @@
-"""What the rows of a comparison do to the samples: computed from their plans, before anything is trained."""
+"""Effect of the rows of a comparison on the samples, computed from their plans before anything is trained."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def open_truth(catalog: Catalog, truth: Truth | None) -> Iterator[Labels | None]
 
 @dataclass(frozen=True)
 class Treatment:
-    """What one plan does to the samples of the pool."""
+    """Effect of one plan on the samples of the pool."""
 
     drawn: float  # samples of an epoch, as a share of the pool
     epochs: float  # number of epochs of the training

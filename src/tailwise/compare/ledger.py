@@ -1,4 +1,4 @@
-"""What the plan of each row cost, step by step, and which models and files made elsewhere it rests on: read from the catalog's records."""
+"""Costs of the plan of each row by step, and the models and files from elsewhere that it uses, read from the catalog's records."""
 
 from __future__ import annotations
 
