@@ -157,13 +157,13 @@ def thirds_of(path: Path | None) -> dict[str, Sequence[int]]:
 
 
 def plot(found: Mapping[str, Mapping[str, Difference]], baseline: str, path: Path) -> None:
-    """Draw the differences, with their intervals: a row of dots for each measure; thirds of the rare classes are left out."""
+    """Draw the differences, with their intervals: a row of dots for each measure, without thirds and retrieval."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     mpl.rcParams["svg.hashsalt"] = "study"
     names = [*found]
-    measures = [name for name in found[names[0]] if "third" not in name]
+    measures = [name for name in found[names[0]] if "third" not in name and "@" not in name]
     figure = Figure((7.2, 0.42 * len(names) + 1.1), layout="constrained")
     axes = figure.subplots()
     for at, (measure, color) in enumerate(zip(measures, ("#0b7285", "#e8590c", "#868e96", "#5f3dc4"), strict=False)):
@@ -175,7 +175,7 @@ def plot(found: Mapping[str, Mapping[str, Difference]], baseline: str, path: Pat
         )
     axes.axvline(0, color="#adb5bd", lw=1)
     axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel(f"points of top-1 less {baseline}, with 95 % intervals")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
