@@ -50,11 +50,8 @@ def test_no_slope_where_frequencies_or_accuracies_do_not_differ():
     same = metrics.classification(cells, {}, np.array([7, 7]), replicates=20)
     assert same["slope"]["value"] is same["correlation"]["value"] is None
     flat = metrics.classification(np.array([[4, 0, 0], [8, 0, 0]]), {}, np.array([1, 4]), replicates=20)
-    assert flat["slope"] == {
-        "value": 0.0,
-        "low": None,
-        "high": None,
-    }  # not a share: no interval in place of one without width
+    no_share = {"value": 0.0, "low": None, "high": None}  # no interval in place of one without width
+    assert flat["slope"] == no_share
     assert flat["correlation"]["value"] is None
     assert metrics.classification(0 * cells, {}, np.array([7, 9]), replicates=20)["slope"]["value"] is None
 

@@ -181,9 +181,8 @@ def _number(figure: dict[str, float | None], unit: int = 1) -> str:
     value, low, high = (figure[name] for name in ("value", "low", "high"))
     if value is None:
         return "–"
-    return f"{unit * value:.2f}" + (
-        f" [{unit * low:.2f}, {unit * high:.2f}]" if low is not None and high is not None else ""
-    )
+    ends = f" [{unit * low:.2f}, {unit * high:.2f}]" if low is not None and high is not None else ""
+    return f"{unit * value:.2f}{ends}"
 
 
 @app.command()

@@ -227,10 +227,10 @@ def _interval(value: Floats, drawn: Floats, size: float | None) -> Interval:
     tail = (1 - LEVEL) / 2
     # Replicates, not points between two of them: if all are equal, so are both ends.
     low, high = float(np.quantile(known, tail, method="lower")), float(np.quantile(known, 1 - tail, method="higher"))
-    if low < high:
-        return {"value": float(value), "low": low, "high": high}
-    low_high = (None, None) if size is None else _wilson(float(value), size)
-    return {"value": float(value), **dict(zip(("low", "high"), low_high, strict=True))}
+    ends: tuple[float | None, float | None] = low, high
+    if low == high:
+        ends = (None, None) if size is None else _wilson(float(value), size)
+    return {"value": float(value), "low": ends[0], "high": ends[1]}
 
 
 def _wilson(share: float, n: float) -> tuple[float, float]:

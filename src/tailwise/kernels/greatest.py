@@ -11,13 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tailwise.kernels.assign import TILE_CENTROIDS, TILE_ROWS
 from tailwise.kernels.grid import row_norms, to_grid
 from tailwise.kernels.nearest import raise_to_greatest
 from tailwise.kernels.products import WrongProductError, repeat_if_wrong
 from tailwise.kernels.screening import Precision, Screen, full_precision, scratch_for
 from tailwise.kernels.threads import run_tiles
-
-_ROWS, _COLUMNS = 384, 1024  # products of a tile stay in a core's caches
 
 Half = npt.NDArray[np.float16]
 Floats = npt.NDArray[np.float32]
@@ -49,20 +48,20 @@ def _greatest_products(x: Floats, targets: Floats, precision: Precision | None) 
     greatest = np.zeros(len(x))
     inverse = 1.0 / row_norms(targets)
     screen = Screen(to_grid(targets.mean(axis=0, dtype=np.float64)), precision)
-    tiles = screen.tiles(screen.columns(targets, inverse.astype(np.float32)), _COLUMNS, _ROWS)
+    tiles = screen.tiles(screen.columns(targets, inverse.astype(np.float32)), TILE_CENTROIDS, TILE_ROWS)
 
     def work(start: int, scratch: torch.Tensor) -> None:
-        rows = x[start : start + _ROWS]
+        rows = x[start : start + TILE_ROWS]
         coded = screen.rows(rows)
         for number, columns in enumerate(tiles):
             scores = screen.scores(coded, columns, scratch)
-            own = greatest[start : start + _ROWS]
-            if not raise_to_greatest(*scores, rows, targets, inverse, number * _COLUMNS, own):
+            own = greatest[start : start + TILE_ROWS]
+            if not raise_to_greatest(*scores, rows, targets, inverse, number * TILE_CENTROIDS, own):
                 raise WrongProductError
 
     def memory() -> torch.Tensor:
-        return scratch_for(screen.precision, _ROWS, _COLUMNS)
+        return scratch_for(screen.precision, TILE_ROWS, TILE_CENTROIDS)
 
     with full_precision():
-        run_tiles(work, range(0, len(x), _ROWS), torch.get_num_threads(), memory)
+        run_tiles(work, range(0, len(x), TILE_ROWS), torch.get_num_threads(), memory)
     return greatest

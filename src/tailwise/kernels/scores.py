@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 TILE = 1024  # columns of a tile of similarities, which fix the order of sums, as _BLOCK and _WAVE do
 _BLOCK, _WAVE = 128, 8192  # rows that are multiplied at a time; that are coded at a time
-_PAD = 64  # int8 products have a multiple of it of rows and columns: few shapes
 BASE = 254.0  # of digits
 COARSE = 2.0**12
 GRAM_ROWS = 4096
@@ -136,7 +135,7 @@ def _exponentials(
             line[column] = y * np.int64(bits).view(np.float64)
         for column in range(count):
             columns[column] += line[column]
-        size, half = count, 0
+        size = count
         while size > 1:
             half = (size + 1) // 2
             for column in range(size - half):
@@ -146,13 +145,15 @@ def _exponentials(
 
 
 class _Digits:
-    """Rows as they are multiplied: digits int8 [n, 3 d], with rows of zeros up to a multiple of 64, and the scale [n] of their products."""
+    """Rows as they are multiplied: digits int8 [n, 3 d], rows of zeros up to a multiple of PAD; and the scale [n] of their products."""
 
     def __init__(self, x: Half, *, ascending: bool) -> None:
         import torch  # noqa: PLC0415  (seconds, which other scores do without)
 
+        from tailwise.kernels.screening import PAD  # noqa: PLC0415  (imports torch)
+
         wide = x.astype(np.float64)
-        digits = np.zeros((-(-len(x) // _PAD) * _PAD, 3 * x.shape[1]), np.int8)
+        digits = np.zeros((-(-len(x) // PAD) * PAD, 3 * x.shape[1]), np.int8)
         self.scale = BASE / _norms(wide)
         _digits(wide, digits, self.scale, ascending)
         self.digits = torch.from_numpy(digits)
